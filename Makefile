@@ -1,0 +1,39 @@
+# The project's commands. Each makes its own environment when there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check format test-datasets3 test-pythons
+
+help: ## Show the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(STAMP) ## Install the package and its tools into .venv
+
+demo: $(STAMP) ## Draw people, pack, verify, load, stream, score: the whole way, in demo/
+	$(BIN)/entire-id demo demo
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP) ## Look at style, types and layers; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Let ruff put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-datasets3: $(STAMP) ## Load packed folders with datasets 3.6.0, in an environment of its own
+	$(BIN)/python tests/datasets3/run.py
+
+test-pythons: $(STAMP) ## Run the tests that need no torch under other Pythons, where these are installed
+	$(BIN)/python tests/pythons/run.py

@@ -1,0 +1,5 @@
+"""`python -m entire_id` is `entire-id`."""
+
+from entire_id.cli import main
+
+main()

@@ -1,0 +1,344 @@
+"""The command line: one library call a verb. The only module that prints.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 known error, 2 usage, 3 verification found problems.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from entire_id.errors import EntireIdError
+from entire_id.records import Progress
+
+if TYPE_CHECKING:
+    from entire_id.shards.manifest import Manifest
+    from entire_id.shards.pack import PackReport
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="entire-id",
+    help="Pack, check, load and score ENTIRe-ID and other person re-identification data sets.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+EXIT_ERROR, EXIT_USAGE, EXIT_PROBLEMS = 1, 2, 3
+_PATIENCE_S = 2.0  # steps shorter than this show no progress bar
+
+
+class Format(StrEnum):
+    """Formats of shards."""
+
+    PARQUET = "parquet"
+    WEBDATASET = "webdataset"
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SeedOption = Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A packed data set.")]
+ModelOption = Annotated[str, typer.Option(help="Model that made the features: colour.")]
+FeaturesOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of features. [default: DIR.features/MODEL]")
+]
+
+
+def main() -> None:
+    """Run the command line and leave the process with its exit code."""
+    try:
+        app()
+    except EntireIdError as error:
+        _say(f"error: {error}")
+        sys.exit(EXIT_ERROR)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    Console(highlight=False, markup=False).print(table)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Give a progress bar on stderr that appears after two seconds, and only on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bars = RichProgress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    tasks: dict[str, Any] = {}
+    start = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total or None)
+        if not bars.live.is_started and time.monotonic() - start > _PATIENCE_S:
+            bars.start()
+        bars.update(tasks[stage], completed=done, total=total or None)
+
+    try:
+        yield report
+    finally:
+        bars.stop()
+
+
+def _quote(path: Path) -> str:
+    from shlex import quote
+
+    return quote(str(path))
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    crops: Annotated[int, typer.Option(min=50, help="About how many crops to draw.")] = 2000,
+    train: Annotated[bool, typer.Option("--train", help="Draw a train part too.")] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Draw people in the layout of ENTIRe-ID: a toy to try everything on. No photograph of anyone."""
+    from entire_id.sources.sample import SampleConfig, draw_sample
+
+    try:
+        config = SampleConfig.of_size(crops, seed, train=train)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with _progress() as progress:
+        drawn = draw_sample(out, config, lambda done: progress("drawing", done, crops))
+    _say(f"drew {drawn:,} crops in {out}\nnext: entire-id pack {_quote(out)} entire-id")
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of crops, or a table (.csv, .parquet) of them.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make; call it entire-id to load it by that name.")],
+    layout: Annotated[str, typer.Option(help="Naming family of a folder or zip.")] = "entire-id",
+    cameras: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="cameras.csv with camid, continent. [default: beside the crops]")
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", help="Parquet, or tar for WebDataset.")] = Format.PARQUET,
+    version: Annotated[str, typer.Option(help="Version of the content.")] = "1.0.0",
+    shard_size: Annotated[int, typer.Option(min=1, help="Crops a shard, unless one person has more.")] = 22_500,
+    seed: SeedOption = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be packed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack loose crops into shards that `load_dataset` reads."""
+    from entire_id.shards.pack import PackConfig
+    from entire_id.shards.pack import pack as pack_source
+    from entire_id.sources.layouts import open_source
+
+    try:
+        config = PackConfig(version, format_.value, shard_rows=shard_size, seed=seed, strict=strict)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    opened = open_source(source, layout, cameras)
+    unusable = sorted(str(camera.camid) for camera in opened.cameras if camera.continent is None)
+    if unusable:
+        _say(
+            f"cameras.csv gives camera {', '.join(unusable)} a continent that cannot name a config (default, test and "
+            "meta are taken; letters, digits and _ make a name): its crops will be rejected"
+        )
+    with _progress() as progress:
+        report = pack_source(opened, out, config, progress)
+    if as_json:
+        rejected_csv = None if report.rejected_csv is None else str(report.rejected_csv)
+        _print_json(_totals(report.manifest) | {"rejected": report.rejected, "rejected_csv": rejected_csv})
+    else:
+        _print_totals(report.manifest)
+    _tell_pack(report, out)
+
+
+def _tell_pack(report: PackReport, out: Path) -> None:
+    if report.rejected:
+        counts = ", ".join(f"{number:,} {reason}" for reason, number in sorted(report.rejected.items()))
+        total = sum(report.rejected.values())
+        _say(f"rejected {total:,} files ({counts}); each stands with its reason in {report.rejected_csv}")
+    if report.cameras_undescribed:
+        _say(
+            f"continent is 'unknown' for {len(report.cameras_undescribed)} cameras that no cameras.csv describes; its "
+            "columns are camid, continent, and whatever else you know"
+        )
+    if not {"train", "val"} & report.manifest.splits.keys():
+        _say("there is no train part (ENTIRe-ID's was not released by the authors)")
+    _say(f"packed into {out}\nnext: entire-id verify {_quote(out)}")
+
+
+def _totals(manifest: Manifest) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "format": manifest.format,
+        "content_sha256": manifest.content_sha256,
+        "shards": len(manifest.shards),
+        "continents": list(manifest.continents),
+        "splits": {split: asdict(total) for split, total in manifest.splits.items()},
+    }
+
+
+def _print_totals(manifest: Manifest) -> None:
+    shards = manifest.shards
+    rows = [
+        [split, total.rows, total.people, sum(shard.split == split for shard in shards), total.image_bytes]
+        for split, total in manifest.splits.items()
+    ]
+    _print_table(["split", "crops", "identities", "shards", "image bytes"], rows)
+
+
+@app.command()
+def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Check every file, row and image of a packed data set. Exit 3 if anything is wrong."""
+    from dataclasses import asdict
+
+    from entire_id.shards.verify import verify as verify_folder
+
+    with _progress() as progress:
+        report = verify_folder(folder, progress)
+    if as_json:
+        _print_json(asdict(report))
+    elif report.problems:
+        _print_table(["problem", "where", "what"], [(p.kind, p.where, p.detail) for p in report.problems])
+    _say(f"{report.rows:,} rows checked, {len(report.problems):,} problems")
+    if report.queries_without_positive:
+        number = report.queries_without_positive
+        _say(f"{number:,} queries have no crop of another camera in the gallery; no score counts them")
+    if report.shared_pids:
+        _say(f"{report.shared_pids:,} pid numbers stand in train and test; they are different people (train/N, test/N)")
+    if report.duplicate_images:
+        _say(f"{report.duplicate_images:,} images occur more than once within a part")
+    if report.problems:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+@app.command()
+def info(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Print what a packed data set holds."""
+    from entire_id.shards.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    if as_json:
+        _print_json(_totals(manifest))
+        return
+    _print_table(["", ""], [(name, value) for name, value in _totals(manifest).items() if isinstance(value, str)])
+    _print_totals(manifest)
+    if len(manifest.continents) > 1:
+        rows = [[place, *_crops_by_split(manifest, place)] for place in manifest.continents]
+        _print_table(["continent", *manifest.splits], rows)
+
+
+def _crops_by_split(manifest: Manifest, continent: str) -> list[int]:
+    shards = [shard for shard in manifest.shards if shard.continent == continent]
+    return [sum(shard.rows for shard in shards if shard.split == split) for split in manifest.splits]
+
+
+@app.command()
+def embed(
+    folder: FolderArgument,
+    model: ModelOption = "colour",
+    split: Annotated[list[str] | None, typer.Option(help="Split, may be repeated. [default: query gallery]")] = None,
+    features: FeaturesOption = None,
+) -> None:
+    """Compute a feature for every crop."""
+    from entire_id.loading.embed import embed as embed_folder
+    from entire_id.loading.embed import features_folder
+
+    out = features or features_folder(folder, model)
+    with _progress() as progress:
+        embed_folder(folder, split or ["query", "gallery"], model, out, progress)
+    _say(f"features are in {out}\nnext: entire-id evaluate {_quote(folder)} --features {_quote(out)}")
+
+
+@app.command()
+def evaluate(
+    folder: FolderArgument, model: ModelOption = "colour", features: FeaturesOption = None, as_json: JsonOption = False
+) -> None:
+    """Score features by the field's rule: mAP, CMC, mINP."""
+    from entire_id.evaluation.ranking import evaluate as evaluate_features
+    from entire_id.loading.embed import features_folder, read_features
+
+    home = features or features_folder(folder, model)
+    query, gallery = (read_features(folder, split, home) for split in ("query", "gallery"))
+    scores = evaluate_features(query.values, gallery.values, query.pids, gallery.pids, query.camids, gallery.camids)
+    if as_json:
+        _print_json(scores.to_dict())
+        return
+    names = {"mAP": scores.mAP, "Rank-1": scores.rank(1), "Rank-5": scores.rank(5), "Rank-10": scores.rank(10)}
+    names["mINP"] = scores.mINP
+    _print_table(["score", "%"], [(name, f"{100 * value:.2f}") for name, value in names.items()])
+    skipped = scores.num_query - scores.num_valid_query
+    _say(
+        f"{scores.num_valid_query:,} queries against {scores.num_gallery:,} gallery crops, {skipped:,} queries skipped"
+    )
+
+
+@app.command()
+def show(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Argument(help="Picture to write, .png or .jpg.")],
+    split: Annotated[str, typer.Option(help="Split whose people are shown.")] = "gallery",
+    ranked: Annotated[bool, typer.Option("--ranked", help="Show ranked lists of queries instead.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="People or queries at most.")] = 8,
+    model: ModelOption = "colour",
+    features: FeaturesOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Draw a grid of crops by identity and camera, or ranked lists with right and wrong framed."""
+    from entire_id.loading.embed import features_folder
+    from entire_id.show import draw_people, draw_ranking
+
+    if out.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
+        raise typer.BadParameter(f"{str(out)!r} ends neither in .png nor in .jpg")
+    if ranked:
+        picture = draw_ranking(folder, features or features_folder(folder, model), rows, seed=seed)
+    else:
+        picture = draw_people(folder, split, rows)
+    picture.save(out)
+    _say(f"drew {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder to work in; an earlier demo there is replaced.")] = Path("demo"),
+    crops: Annotated[int, typer.Option(min=200, help="About how many crops to draw.")] = 2000,
+    seed: SeedOption = 0,
+) -> None:
+    """Go the whole way on drawn people: sample, pack, verify, load, stream, embed, evaluate, picture."""
+    from entire_id.demo import DemoConfig, run_demo
+
+    with _progress() as progress:
+        steps = run_demo(DemoConfig(out, crops, seed), progress)
+    _print_table(["step", "result", "s"], [(step.name, step.result, f"{step.seconds:.1f}") for step in steps])
+    _say(
+        f"everything is in {out}: crops/, entire-id/, people.png, ranking.png\n"
+        "with the real crops (query/ and bounding_box_test/ in one folder CROPS), type:\n"
+        "  entire-id pack CROPS entire-id\n"
+        "  entire-id verify entire-id"
+    )

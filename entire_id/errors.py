@@ -1,0 +1,181 @@
+"""Every error that the package raises on purpose.
+
+    EntireIdError
+    ├── SourceError (ValueError)              raw crops cannot be read as a whole
+    │   ├── LayoutNotFoundError               no folder that a layout knows
+    │   ├── CamerasFileError                  cameras.csv is malformed
+    │   ├── TableError                        the table lacks a column
+    │   └── CropRejectedError                 --strict, and one crop was rejected
+    ├── OutputExistsError (FileExistsError)   the target folder holds something
+    ├── NothingToPackError (ValueError)       no crop survived
+    ├── DatasetNotFoundError (FileNotFoundError)  no packed data set, no such repository
+    ├── ManifestError (ValueError)            manifest.json is unreadable, or disagrees with the files
+    ├── ConfigNotFoundError (KeyError)        no such config
+    ├── SplitNotFoundError (KeyError)         no such split, e.g. the unreleased train part
+    ├── FeaturesError (ValueError)            features do not belong to the data set
+    └── EvaluationError (ValueError)          arrays that cannot be scored
+
+A constructor takes facts, keeps them as attributes and builds the sentence: what happened, where, the bad value,
+what was expected, and what to type next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = [
+    "CamerasFileError",
+    "ConfigNotFoundError",
+    "CropRejectedError",
+    "DatasetNotFoundError",
+    "EntireIdError",
+    "EvaluationError",
+    "FeaturesError",
+    "LayoutNotFoundError",
+    "ManifestError",
+    "NothingToPackError",
+    "OutputExistsError",
+    "SourceError",
+    "SplitNotFoundError",
+    "TableError",
+]
+
+
+class EntireIdError(Exception):
+    """Root of all errors of this package."""
+
+    def __str__(self) -> str:
+        """The sentence; KeyError would show its quoted repr instead."""
+        return str(self.args[0]) if self.args else ""
+
+
+class SourceError(EntireIdError, ValueError):
+    """Raw crops cannot be read as a whole: a missing path, an unknown kind of file."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}")
+
+
+class LayoutNotFoundError(SourceError):
+    """No folder of the layout lies in the source."""
+
+    def __init__(self, path: str | Path, expected: Iterable[str], found: Iterable[str]) -> None:
+        self.expected = tuple(expected)
+        self.found = tuple(found)
+        shown = ", ".join(repr(name) for name in self.found[:8]) or "nothing"
+        super().__init__(
+            path,
+            f"none of the folders {', '.join(self.expected)} is there; found {shown}. Give the folder or zip that "
+            "holds them, or describe your own crops in a table: entire-id pack crops.csv OUT "
+            "(columns path, pid, camid, split)",
+        )
+
+
+class CamerasFileError(SourceError):
+    """`cameras.csv` is malformed."""
+
+    def __init__(self, path: str | Path, line: int, what: str) -> None:
+        self.line = line
+        super().__init__(
+            path,
+            f"line {line}: {what}. Expected a header with camid and continent, then one camera a line: 21,asia",
+        )
+
+
+class TableError(SourceError):
+    """A table of crops lacks a column or cannot be parsed."""
+
+    def __init__(self, path: str | Path, what: str, found: Iterable[str] = ()) -> None:
+        self.found = tuple(found)
+        columns = f" (its columns: {', '.join(self.found)})" if self.found else ""
+        needs = "A table needs path, pid, camid, split, and may have seq, frame, continent"
+        super().__init__(path, f"{what}{columns}. {needs}")
+
+
+class CropRejectedError(SourceError):
+    """A crop was rejected while `strict` was asked for."""
+
+    def __init__(self, path: str, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        tail = f" ({detail})" if detail else ""
+        super().__init__(
+            path, f"rejected: {reason}{tail}. Mend or remove it, or leave --strict out to list it and go on"
+        )
+
+
+class OutputExistsError(EntireIdError, FileExistsError):
+    """The target folder holds something; nothing is ever overwritten."""
+
+    def __init__(self, path: str | Path, why: str = "it is not empty") -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r} cannot be written: {why}. Name a new folder, or move the old one away")
+
+
+class NothingToPackError(EntireIdError, ValueError):
+    """The source holds no crop that can be packed."""
+
+    def __init__(self, path: str | Path, num_rejected: int, rejected_csv: str | Path | None) -> None:
+        self.path = str(path)
+        self.num_rejected = num_rejected
+        why = f"{num_rejected} files, all rejected; the reasons are in {str(rejected_csv)!r}"
+        super().__init__(
+            f"{self.path!r} holds no crop that can be packed: {why if rejected_csv else 'no file at all'}. "
+            "Expected names like 00009_c021s0_760487.jpg"
+        )
+
+
+class DatasetNotFoundError(EntireIdError, FileNotFoundError):
+    """No packed data set lies there, and no repository has that name."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        self.path = str(path)
+        super().__init__(f"no packed data set at {self.path!r}: {why}. Make one with: entire-id pack CROPS OUT")
+
+
+class ManifestError(EntireIdError, ValueError):
+    """`manifest.json` cannot be read, or disagrees with the files beside it."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}. See every problem with: entire-id verify {Path(self.path).parent}")
+
+
+class ConfigNotFoundError(EntireIdError, KeyError):
+    """The data set has no such config."""
+
+    def __init__(self, path: str | Path, config: str, configs: Iterable[str]) -> None:
+        self.path = str(path)
+        self.config = config
+        self.configs = tuple(configs)
+        super().__init__(f"{self.path!r} has no config {config!r}; it has {', '.join(self.configs)}")
+
+
+class SplitNotFoundError(EntireIdError, KeyError):
+    """The config has no such split; the train part of ENTIRe-ID has not been released by its authors."""
+
+    def __init__(self, path: str | Path, split: str, splits: Iterable[str]) -> None:
+        self.path = str(path)
+        self.split = split
+        self.splits = tuple(splits)
+        reason = (
+            " The train part of ENTIRe-ID was not released by the authors; only query and gallery were. Once you have "
+            "it, put it beside them as bounding_box_train/ and pack again."
+            if split == "train"
+            else ""
+        )
+        super().__init__(f"{self.path!r} has no split {split!r}; it has {', '.join(self.splits)}.{reason}")
+
+
+class FeaturesError(EntireIdError, ValueError):
+    """Stored features do not belong to the data set that they are used with."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}. Make them anew with: entire-id embed DIR --model colour")
+
+
+class EvaluationError(EntireIdError, ValueError):
+    """Arrays given to the evaluation have the wrong shape, length or values."""

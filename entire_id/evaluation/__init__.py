@@ -1,0 +1,1 @@
+"""Embeddings → re-identification scores."""

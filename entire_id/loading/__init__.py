@@ -1,0 +1,1 @@
+"""Shards → rows, pixels and embeddings."""

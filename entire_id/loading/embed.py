@@ -1,0 +1,126 @@
+"""Crops → features on disk, one row a crop, with the keys that say whose they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from entire_id.errors import FeaturesError
+from entire_id.loading.colour import describe_colour
+from entire_id.loading.decode import RgbImage, decode_rgb
+from entire_id.loading.reader import CropReader
+from entire_id.records import Progress, no_progress
+from entire_id.shards.manifest import read_manifest
+from entire_id.staging import new_folder
+
+__all__ = ["MODELS", "Features", "Model", "embed", "features_folder", "read_features"]
+
+Model = Callable[[Sequence[RgbImage]], npt.NDArray[np.float32]]
+"""Takes n crops, each (height, width, 3) uint8 RGB, and returns (n, d) float32."""
+
+MODELS: dict[str, Model] = {"colour": describe_colour}
+"""Models by the name that `--model` takes."""
+
+_INFO_FILE = "features.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The features of one split.
+
+    Attributes:
+        values: (n, d) float32, in the order of the split's rows.
+        pids: (n,) int32 identities.
+        camids: (n,) int32 cameras.
+        keys: n keys.
+    """
+
+    values: npt.NDArray[np.float32]
+    pids: npt.NDArray[np.int32]
+    camids: npt.NDArray[np.int32]
+    keys: list[str]
+
+
+def features_folder(folder: Path, model: str) -> Path:
+    """Return where the features of `folder` lie by default: `<folder>.features/<model>`, beside it."""
+    folder = folder.resolve()
+    return folder.with_name(folder.name + ".features") / model
+
+
+def embed(
+    folder: str | Path,
+    splits: Sequence[str],
+    model: str,
+    out: str | Path,
+    progress: Progress = no_progress,
+    batch_rows: int = 64,
+) -> Path:
+    """Write the features of `splits` to the folder `out` and return it.
+
+    `out` holds `<split>.npy` ((n, d) float32), `<split>.keys.npy` (n keys) and `features.json` (model, content digest).
+    Older features there are replaced; anything else is refused.
+
+    Args:
+        folder: a packed data set.
+        splits: which splits.
+        model: a name of `MODELS`.
+        out: folder to make.
+        progress: told how far it is.
+        batch_rows: crops given to the model at once.
+
+    Raises:
+        SplitNotFoundError: the data set has no such split.
+        OutputExistsError: `out` holds something else than features.
+        FeaturesError: no such model.
+    """
+    out = Path(out)
+    if model not in MODELS:
+        raise FeaturesError(out, f"no model {model!r}; there is {', '.join(MODELS)}")
+    with new_folder(out, replaces=_INFO_FILE) as partial:
+        for split in splits:
+            with CropReader(folder, split) as reader:
+                np.save(partial / f"{split}.npy", _features(reader, MODELS[model], progress, batch_rows))
+                np.save(partial / f"{split}.keys.npy", np.array(reader.keys))
+        info = {"model": model, "content_sha256": read_manifest(folder).content_sha256}
+        (partial / _INFO_FILE).write_text(json.dumps(info, indent=1) + "\n")
+    return out
+
+
+def _features(reader: CropReader, model: Model, progress: Progress, batch_rows: int) -> npt.NDArray[np.float32]:
+    batches = []
+    for start in range(0, len(reader), batch_rows):
+        rows = range(start, min(start + batch_rows, len(reader)))
+        batches.append(model([decode_rgb(reader.read(row)) for row in rows]))
+        progress(f"embedding {reader.split}", rows.stop, len(reader))
+    return np.concatenate(batches)
+
+
+def read_features(folder: str | Path, split: str, features: str | Path) -> Features:
+    """Return the features of `split`, joined with its labels by key.
+
+    Args:
+        folder: the data set that was embedded.
+        split: which split.
+        features: folder that `embed` wrote.
+
+    Raises:
+        FeaturesError: there are none, or they are of another content.
+    """
+    features = Path(features)
+    with CropReader(folder, split) as reader:
+        try:
+            info = json.loads((features / _INFO_FILE).read_bytes())
+            values = np.load(features / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+            keys = np.load(features / f"{split}.keys.npy", allow_pickle=False).tolist()
+        except (OSError, ValueError) as error:
+            raise FeaturesError(features, f"no features of {split} ({error})") from error
+        if info.get("content_sha256") != reader.manifest.content_sha256:
+            raise FeaturesError(features, f"they were made of another content than that of {folder}")
+        if keys != reader.keys or len(values) != len(keys):
+            raise FeaturesError(features, f"their keys are not those of {split}")
+        return Features(np.asarray(values), reader.pids, reader.camids, reader.keys)

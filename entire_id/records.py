@@ -1,0 +1,173 @@
+"""The records that pass between the parts: plain values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import NamedTuple, Protocol
+
+__all__ = [
+    "JUNK_PID",
+    "NO_NUMBER",
+    "PART_OF_SPLIT",
+    "SPLITS",
+    "UNKNOWN_CONTINENT",
+    "Camera",
+    "Person",
+    "Progress",
+    "Reason",
+    "Rejected",
+    "Sample",
+    "Source",
+    "escape_key",
+    "is_safe_path",
+    "no_progress",
+]
+
+SPLITS = ("train", "val", "query", "gallery")
+"""All splits, in the order in which they are listed everywhere."""
+
+PART_OF_SPLIT = {"train": "train", "val": "train", "query": "test", "gallery": "test"}
+"""Identities are numbered within a part: train and test may both hold a pid 17, who are two people."""
+
+JUNK_PID = -1
+"""The pid of crops that show nobody in particular; 0 is a person."""
+
+NO_NUMBER = -1
+"""`seq` and `frame` of sources that have none."""
+
+UNKNOWN_CONTINENT = "unknown"
+
+
+class Person(NamedTuple):
+    """An identity: pids are unique within a part only. Written `test/17`."""
+
+    part: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.part}/{self.pid}"
+
+
+class Reason(StrEnum):
+    """Why a file was not packed. The set is closed: every rejection names one of these."""
+
+    NAME = "name"  # the file name does not follow the layout
+    NUMBER = "number"  # a number in the name or table is out of range
+    SPLIT = "split"  # the table names a split that does not exist
+    OUTSIDE_SPLITS = "outside-splits"  # lies in no folder of the layout
+    NOT_AN_IMAGE = "not-an-image"  # neither the name nor the first bytes are those of a JPEG or PNG
+    EMPTY = "empty"  # zero bytes
+    TRUNCATED = "truncated"  # the image has no end
+    CORRUPT = "corrupt"  # the image's header makes no sense
+    TOO_LARGE = "too-large"  # more pixels or bytes than any crop has
+    UNSAFE_PATH = "unsafe-path"  # absolute, or climbs out with ..
+    LINK = "link"  # a symbolic link to a folder, out of the source, or to nowhere
+    ENCODING = "encoding"  # the name is not UTF-8
+    DUPLICATE_KEY = "duplicate-key"  # another file has the same name but for its ending
+    CONTINENT = "continent"  # cameras.csv gives a continent that cannot name a config
+    MISSING = "missing"  # listed, but not there any more
+    UNREADABLE = "unreadable"  # the system refuses to read it
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One crop as a source found it.
+
+    Attributes:
+        path: where the source finds its bytes, `/`-separated and relative to the source.
+        split: one of `SPLITS`.
+        key: `<split>/<relative path without extension>`, dots escaped by `escape_key`; unique in a data set.
+        pid: identity number as published, ≥ 0; -1 is junk.
+        camid: camera number as the source prints it, ≥ 0.
+        seq: sequence number; -1 where the source has none.
+        frame: frame number; -1 where the source has none.
+        continent: slug of the camera's continent, `unknown` where nobody says.
+    """
+
+    path: str
+    split: str
+    key: str
+    pid: int
+    camid: int
+    seq: int = NO_NUMBER
+    frame: int = NO_NUMBER
+    continent: str = UNKNOWN_CONTINENT
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A file that was not packed, and why."""
+
+    path: str
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """One line of `cameras.csv`.
+
+    Attributes:
+        camid: camera number.
+        continent: slug, or None where the file names a continent that cannot name a config.
+        columns: every column of the line as the owner wrote it, camid and continent included.
+    """
+
+    camid: int
+    continent: str | None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Raw crops: what packing needs to know of a folder, a zip or a table."""
+
+    @property
+    def name(self) -> str:
+        """Where the crops lie, for messages."""
+
+    @property
+    def cameras(self) -> tuple[Camera, ...]:
+        """Cameras by camid; empty where nobody described them."""
+
+    def samples(self) -> Iterator[Sample | Rejected]:
+        """Every file once, in an order that depends on the names alone."""
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file. Raises OSError where it cannot be read."""
+
+
+class Progress(Protocol):
+    """Told how far a long step is: what it does, how many are done, how many there are (0: not known yet)."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Called often; must be cheap."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def escape_key(key: str) -> str:
+    """Return `key` without dots, one-to-one: `%` → `%25`, `.` → `%2E`.
+
+    WebDataset readers take everything after the first dot of a name for its extension.
+
+    >>> escape_key("gallery/a.b%c")
+    'gallery/a%2Eb%25c'
+    """
+    return key.replace("%", "%25").replace(".", "%2E")
+
+
+def is_safe_path(path: str) -> bool:
+    """Tell whether `path` stays below the folder it is resolved in: relative, no `..`, no backslash, no NUL.
+
+    >>> is_safe_path("query/a.jpg"), is_safe_path("../a.jpg"), is_safe_path("/a.jpg"), is_safe_path("C:/a.jpg")
+    (True, False, False, False)
+    """
+    if not path or "\\" in path or "\0" in path or path[1:2] == ":":
+        return False
+    pure = PurePosixPath(path)
+    return not pure.is_absolute() and ".." not in pure.parts

@@ -1,0 +1,1 @@
+"""Samples → shards: plan, pack, index, manifest, verify."""

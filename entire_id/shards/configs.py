@@ -1,0 +1,132 @@
+"""README.md: the YAML by which plain `datasets` finds configs and splits, and a page that says what this is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from entire_id.records import UNKNOWN_CONTINENT
+from entire_id.schema import RESERVED_CONFIGS, columns_table, meta_columns, shard_columns, tar_features, yaml_features
+from entire_id.shards.manifest import FORMATS, Manifest, Shard
+
+__all__ = ["content_description", "render_readme"]
+
+DEFAULT_CONFIG = "default"
+TEST_CONFIG = "test"
+META_CONFIG = "meta"
+
+
+def render_readme(manifest: Manifest) -> str:
+    """Return the text of README.md."""
+    front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{front}---\n\n{_body(manifest)}"
+
+
+def content_description(content_sha256: str) -> str:
+    """Return the `description` of every config.
+
+    `datasets` hashes it into the name of its local cache. Version and counts alone, which it hashes too, still served
+    the rows of another folder of that name.
+    """
+    return f"content sha256:{content_sha256}"
+
+
+def _configs(manifest: Manifest) -> dict[str, list[Shard]]:
+    """Return the shards of every config that has any."""
+    shards = list(manifest.shards)
+    configs = {
+        DEFAULT_CONFIG: shards,
+        TEST_CONFIG: [shard for shard in shards if shard.split in ("query", "gallery")],
+    }
+    if manifest.format == "parquet":
+        configs[META_CONFIG] = shards
+    if manifest.continents != (UNKNOWN_CONTINENT,):
+        for continent in manifest.continents:
+            configs[continent] = [shard for shard in shards if shard.continent == continent]
+    return {name: members for name, members in configs.items() if members}
+
+
+def _by_split(shards: list[Shard]) -> dict[str, list[Shard]]:
+    splits: dict[str, list[Shard]] = {}
+    for shard in shards:
+        splits.setdefault(shard.split, []).append(shard)
+    return splits
+
+
+def _front_matter(manifest: Manifest) -> dict[str, Any]:
+    configs = _configs(manifest)
+    return {
+        "pretty_name": manifest.name,
+        "configs": [_config(manifest, name, shards) for name, shards in configs.items()],
+        "dataset_info": [_dataset_info(manifest, name, shards) for name, shards in configs.items()],
+    }
+
+
+def _config(manifest: Manifest, name: str, shards: list[Shard]) -> dict[str, Any]:
+    folder, ending = ("meta", ".parquet") if name == META_CONFIG else ("data", FORMATS[manifest.format])
+    pattern = "*" if name in RESERVED_CONFIGS else f"{name}-*"
+    files = [{"split": split, "path": f"{folder}/{split}/{pattern}{ending}"} for split in _by_split(shards)]
+    return {
+        "config_name": name,
+        **({"default": True} if name == DEFAULT_CONFIG else {}),
+        "version": manifest.version,
+        "description": content_description(manifest.content_sha256),
+        "data_files": files,
+    }
+
+
+def _dataset_info(manifest: Manifest, name: str, shards: list[Shard]) -> dict[str, Any]:
+    is_meta = name == META_CONFIG
+    splits = [
+        {
+            "name": split,
+            "num_bytes": sum(shard.meta_num_bytes if is_meta else shard.num_bytes for shard in members),
+            "num_examples": sum(shard.rows for shard in members),
+        }
+        for split, members in _by_split(shards).items()
+    ]
+    sizes = {entry.path: entry.bytes for entry in manifest.files}
+    if is_meta:
+        features = yaml_features(meta_columns())
+    else:
+        features = yaml_features(shard_columns()) if manifest.format == "parquet" else tar_features()
+    return {
+        "config_name": name,
+        "features": features,
+        "splits": splits,
+        "download_size": sum(sizes[shard.meta_path if is_meta else shard.path] for shard in shards),
+        "dataset_size": sum(shard.meta_num_bytes if is_meta else shard.num_bytes for shard in shards),
+    }
+
+
+def _body(manifest: Manifest) -> str:
+    totals = "\n".join(
+        f"| {split} | {total.rows:,} | {total.people:,} | {total.image_bytes:,} |"
+        for split, total in manifest.splits.items()
+    )
+    unreleased = "" if "train" in manifest.splits else "There is no train split: the source held none.\n\n"
+    access = 'row["image"]' if manifest.format == "parquet" else 'row["jpg"], row["json"]["pid"]'
+    return f"""# {manifest.name} {manifest.version}
+
+Person re-identification crops, packed by `entire-id`.
+
+| split | crops | identities | image bytes |
+|---|---|---|---|
+{totals}
+
+{unreleased}```python
+from datasets import load_dataset
+
+for row in load_dataset({manifest.name!r}, split="{next(iter(manifest.splits))}", streaming=True):
+    {access}  # a PIL image
+    break
+```
+
+An identity is a (part, pid): part is train (train, val) or test (query, gallery), and numbering may restart between
+them. pid 0 is a person, camera 0 is a camera, pid -1 is junk.
+
+{columns_table(shard_columns())}
+
+These are pictures of people. Do not try to find out who they are, and do not pass the files on: ask their owner.
+"""

@@ -1,0 +1,89 @@
+"""What the first and last bytes of an image tell, without decoding it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from entire_id.records import Reason
+
+__all__ = ["MAX_PIXELS", "ImageSize", "Unusable", "image_size"]
+
+MAX_PIXELS = 89_478_485
+"""More than this Pillow calls a decompression bomb (`PIL.Image.MAX_IMAGE_PIXELS`)."""
+
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_START, _PNG_HEADER, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND\xaeB`\x82"
+# ITU-T T.81, table B.1: start-of-frame markers are C0-CF but for DHT (C4), JPG (C8) and DAC (CC) …
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# … and TEM (01) and RST0-RST7 (D0-D7) stand alone, without a length.
+_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
+
+
+class ImageSize(NamedTuple):
+    """Width and height in px, as the header states them."""
+
+    width: int
+    height: int
+
+
+class Unusable(NamedTuple):
+    """Why an image cannot be packed."""
+
+    reason: Reason
+    detail: str
+
+
+def image_size(data: bytes) -> ImageSize | Unusable:
+    """Return the size of a complete JPEG or PNG, else why it cannot be packed.
+
+    The pixels are not decoded: a picture whose header and end are right passes.
+    """
+    if not data:
+        return Unusable(Reason.EMPTY, "")
+    if data.startswith(_JPEG_START):
+        size = _jpeg_size(data)
+    elif data.startswith(_PNG_START):
+        size = _png_size(data)
+    else:
+        return Unusable(Reason.NOT_AN_IMAGE, f"starts with {data[:8]!r}")
+    if isinstance(size, ImageSize) and size.width * size.height > MAX_PIXELS:
+        return Unusable(Reason.TOO_LARGE, f"{size.width} × {size.height} px, more than {MAX_PIXELS:,} in all")
+    return size
+
+
+def _jpeg_size(data: bytes) -> ImageSize | Unusable:
+    # T.81 B.2.2: marker, length (2), precision (1), height (2), width (2).
+    position, stop = 2, len(data) - 8
+    while position < stop:
+        if data[position] != 0xFF:
+            return Unusable(Reason.CORRUPT, f"no JPEG marker at byte {position}")
+        marker = data[position + 1]
+        if marker in _FRAME_MARKERS:
+            break
+        if marker == 0xFF:  # fill byte
+            position += 1
+        elif marker in _BARE_MARKERS:
+            position += 2
+        else:
+            position += 2 + (data[position + 2] << 8 | data[position + 3])
+    else:
+        return Unusable(Reason.TRUNCATED, "ends within the JPEG header")
+    height = data[position + 5] << 8 | data[position + 6]
+    width = data[position + 7] << 8 | data[position + 8]
+    if not width or not height:
+        return Unusable(Reason.CORRUPT, f"{width} × {height} px")
+    # Entropy-coded bytes never hold FF D9 (T.81 B.1.1.5), so an end marker behind the header is the picture's own.
+    if not data.endswith(_JPEG_END) and data.rfind(_JPEG_END) < position:
+        return Unusable(Reason.TRUNCATED, "no end-of-image marker")
+    return ImageSize(width, height)
+
+
+def _png_size(data: bytes) -> ImageSize | Unusable:
+    if len(data) < 33 or data[12:16] != _PNG_HEADER:
+        return Unusable(Reason.TRUNCATED, "ends within the PNG header")
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if not width or not height:
+        return Unusable(Reason.CORRUPT, f"{width} × {height} px")
+    if _PNG_END not in data[-65536:]:
+        return Unusable(Reason.TRUNCATED, "no IEND chunk")
+    return ImageSize(width, height)

@@ -1,0 +1,225 @@
+"""`manifest.json`: what exists. Every reader starts there; nothing lists directories."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from entire_id.errors import DatasetNotFoundError, ManifestError
+from entire_id.records import SPLITS, is_safe_path
+
+__all__ = [
+    "MANIFEST_FILE",
+    "README_FILE",
+    "SCHEMA_VERSION",
+    "FileEntry",
+    "Manifest",
+    "Shard",
+    "SplitTotals",
+    "content_digest",
+    "file_digest",
+    "read_manifest",
+]
+
+MANIFEST_FILE = "manifest.json"
+README_FILE = "README.md"
+SCHEMA_VERSION = 1
+"""Raised when a reader of the old version would misread the new."""
+
+FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
+"""Formats of shards and their endings."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the data set.
+
+    Attributes:
+        path: `/`-separated, relative to the data set's folder.
+        rows: crops or cameras in it.
+        bytes: its size.
+        sha256: its digest, 64 hexadecimal digits.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard and who is in it.
+
+    Attributes:
+        split: its split.
+        continent: its continent.
+        path: the file with the pixels.
+        meta_path: the file with everything else.
+        rows: crops in it.
+        num_bytes: size of its rows in memory (Arrow).
+        meta_num_bytes: size of its meta rows in memory.
+        image_bytes: size of the images alone.
+        pids: identities in it, sorted; junk is none.
+    """
+
+    split: str
+    continent: str
+    path: str
+    meta_path: str
+    rows: int
+    num_bytes: int
+    meta_num_bytes: int
+    image_bytes: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTotals:
+    """What one split holds.
+
+    Attributes:
+        rows: crops, junk included.
+        people: identities.
+        image_bytes: size of the images.
+    """
+
+    rows: int
+    people: int
+    image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a packed data set holds.
+
+    Attributes:
+        name: of the data set.
+        version: semantic version of the content, `1.2.0`.
+        format: `parquet` or `webdataset`.
+        seed: key of the hashes that placed the rows.
+        shard_rows: target size of a shard.
+        shards: all shards, in the order of splits, continents and numbers.
+        files: every file but README.md and manifest.json, sorted by path.
+        schema_version: of this layout.
+    """
+
+    name: str
+    version: str
+    format: str
+    seed: int
+    shard_rows: int
+    shards: tuple[Shard, ...]
+    files: tuple[FileEntry, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def content_sha256(self) -> str:
+        """Digest of everything but README.md and manifest.json."""
+        return content_digest(self.files)
+
+    @property
+    def splits(self) -> dict[str, SplitTotals]:
+        """Totals of every split that has rows, in the usual order."""
+        return {split: self._totals(split) for split in SPLITS if any(shard.split == split for shard in self.shards)}
+
+    @property
+    def continents(self) -> tuple[str, ...]:
+        """Continents that have rows, sorted."""
+        return tuple(sorted({shard.continent for shard in self.shards}))
+
+    @property
+    def num_rows(self) -> int:
+        """Crops in all splits."""
+        return sum(shard.rows for shard in self.shards)
+
+    def _totals(self, split: str) -> SplitTotals:
+        shards = [shard for shard in self.shards if shard.split == split]
+        people = {pid for shard in shards for pid in shard.pids}
+        return SplitTotals(sum(s.rows for s in shards), len(people), sum(s.image_bytes for s in shards))
+
+    def to_json(self) -> str:
+        """Return the text of `manifest.json`: equal manifests give equal text."""
+        fields = {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "version": self.version,
+            "content_sha256": self.content_sha256,
+            "format": self.format,
+            "seed": self.seed,
+            "shard_rows": self.shard_rows,
+            "totals": {split: asdict(total) for split, total in self.splits.items()},
+            "shards": [asdict(shard) for shard in self.shards],
+            "files": [asdict(entry) for entry in self.files],
+        }
+        lines = [f" {json.dumps(name)}: {_one_a_line(value)}" for name, value in fields.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _one_a_line(value: object) -> str:
+    """Return JSON with the items of a list a line each, so that a diff shows what changed."""
+    if not isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value) + "\n ]"
+
+
+def content_digest(files: Iterable[FileEntry]) -> str:
+    """Return the SHA-256 over the sorted paths and digests of `files`, 64 hexadecimal digits."""
+    lines = sorted(f"{entry.path}\0{entry.sha256}\n" for entry in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Return the manifest of the data set in `folder`.
+
+    Raises:
+        DatasetNotFoundError: no manifest lies there.
+        ManifestError: it is no manifest of a version that this package reads, its digest is not that of its files, or a
+            path in it leads out of the folder.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST_FILE
+    try:
+        fields = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DatasetNotFoundError(folder, _why_not(folder)) from error
+    except ValueError as error:
+        raise ManifestError(path, f"no JSON ({error})") from error
+    if not isinstance(fields, dict) or fields.get("schema_version") != SCHEMA_VERSION:
+        found = fields.get("schema_version") if isinstance(fields, dict) else None
+        raise ManifestError(path, f"schema version {found!r}; this package reads {SCHEMA_VERSION}")
+    manifest = _from_json(path, fields)
+    if manifest.content_sha256 != fields.get("content_sha256"):
+        raise ManifestError(path, "its content_sha256 is not the digest of the files it lists; it was edited")
+    listed = {entry.path for entry in manifest.files}
+    if unsafe := [name for name in listed if not is_safe_path(name)]:
+        raise ManifestError(path, f"{unsafe[0]!r} leads out of the folder")
+    if unlisted := {name for shard in manifest.shards for name in (shard.path, shard.meta_path)} - listed:
+        raise ManifestError(path, f"{min(unlisted)!r} is a shard, but not among the files")
+    return manifest
+
+
+def _why_not(folder: Path) -> str:
+    if not folder.exists():
+        return "no such folder"
+    return f"no {MANIFEST_FILE} in it" if folder.is_dir() else "not a folder"
+
+
+def _from_json(path: Path, fields: dict[str, Any]) -> Manifest:
+    try:
+        shards = tuple(Shard(**{**shard, "pids": tuple(shard["pids"])}) for shard in fields["shards"])
+        files = tuple(FileEntry(**entry) for entry in fields["files"])
+        names = ("name", "version", "format", "seed", "shard_rows", "schema_version")
+        return Manifest(**{name: fields[name] for name in names}, shards=shards, files=files)
+    except (KeyError, TypeError) as error:
+        raise ManifestError(path, f"malformed ({error})") from error

@@ -1,0 +1,309 @@
+"""Samples → a folder of shards with its manifest: plan, write, check what was written, rename."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+from entire_id.errors import ManifestError, NothingToPackError, OutputExistsError
+from entire_id.records import UNKNOWN_CONTINENT, Camera, Progress, Reason, Rejected, Source, no_progress
+from entire_id.schema import arrow_schema, meta_columns, shard_columns
+from entire_id.shards.configs import render_readme
+from entire_id.shards.images import Unusable, image_size
+from entire_id.shards.listing import Listing, RejectedLog, list_crops
+from entire_id.shards.manifest import (
+    FORMATS,
+    MANIFEST_FILE,
+    README_FILE,
+    FileEntry,
+    Manifest,
+    Shard,
+    file_digest,
+)
+from entire_id.shards.parquet import ParquetShard, write_meta
+from entire_id.shards.plan import PlannedShard, plan_shards
+from entire_id.shards.records import Crops, ShardWriter, Spans
+from entire_id.shards.tar import TarShard
+from entire_id.staging import new_folder, sync
+
+__all__ = ["CAMERAS_FILE", "ROW_GROUPS_KEY", "PackConfig", "PackReport", "pack"]
+
+CAMERAS_FILE = "cameras.csv"
+ROW_GROUPS_KEY = b"row_groups"
+"""Metadata key of a meta file: JSON list of how many rows each row group of its shard has, in order."""
+
+_VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+_WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
+
+
+@dataclass(frozen=True, slots=True)
+class PackConfig:
+    """How to pack.
+
+    Attributes:
+        version: semantic version of the content.
+        format: `parquet` or `webdataset`.
+        name: of the data set.
+        shard_rows: target size of a shard, about 180 MB at 8 kB a crop.
+        seed: key of the hashes that place the rows.
+        strict: raise at the first rejected file.
+    """
+
+    version: str = "1.0.0"
+    format: str = "parquet"
+    name: str = "entire-id"
+    shard_rows: int = 22_500
+    seed: int = 0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not _VERSION.fullmatch(self.version):
+            raise ValueError(f"version {self.version!r} is not of the form 1.2.0")
+        if self.format not in FORMATS:
+            raise ValueError(f"format {self.format!r} is none of {', '.join(FORMATS)}")
+        if self.shard_rows < 1:
+            raise ValueError(f"shard_rows {self.shard_rows} is not at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What was packed.
+
+    Attributes:
+        folder: the data set.
+        manifest: what it holds.
+        rejected: files left out, by reason.
+        rejected_csv: their list; None if there are none.
+        cameras_undescribed: cameras seen in names that no cameras.csv describes, sorted.
+    """
+
+    folder: Path
+    manifest: Manifest
+    rejected: Mapping[Reason, int]
+    rejected_csv: Path | None
+    cameras_undescribed: tuple[int, ...]
+
+
+def pack(
+    source: Source, out: str | Path, config: PackConfig | None = None, progress: Progress = no_progress
+) -> PackReport:
+    """Pack `source` into the new folder `out` and return what was done.
+
+    The folder appears under its name when it is complete. Files that cannot be packed are listed, with the reason, in
+    `<out>.rejected.csv` beside it.
+
+    Args:
+        source: raw crops.
+        out: folder to make; it must not exist, or be empty.
+        config: how to pack; `PackConfig()` by default.
+        progress: told how far it is.
+
+    Raises:
+        OutputExistsError: `out` holds something.
+        NothingToPackError: every file was rejected.
+        CropRejectedError: `config.strict` and one file was rejected.
+    """
+    out, config = Path(out), config or PackConfig()
+    _check_outside(out, source)
+    with (
+        new_folder(out) as partial,
+        RejectedLog(out.with_name(out.name + ".rejected.csv"), strict=config.strict) as log,
+    ):
+        listing = list_crops(source, config.seed, log, progress)
+        written = _write_shards(source, listing, partial, config, log, progress)
+        rejected_csv = log.publish()
+        if not written:
+            raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
+        manifest = _write_manifest(partial, config, written, _cameras_csv(source.cameras, listing))
+    described = {camera.camid for camera in source.cameras}
+    undescribed = tuple(camid for camid in _camids(listing) if camid not in described)
+    return PackReport(out, manifest, dict(log.counts), rejected_csv, undescribed)
+
+
+def _check_outside(out: Path, source: Source) -> None:
+    """Refuse an output within the crops: the next run would take it for crops."""
+    inside = Path(source.name).resolve()
+    if inside.is_dir() and inside in [out.resolve(), *out.resolve().parents]:
+        raise OutputExistsError(out, "it lies inside the folder of crops")
+
+
+def _write_text(folder: Path, name: str, text: str) -> FileEntry:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    sync(path)
+    rows = text.count("\n") - 1 if name.endswith(".csv") else 0
+    return FileEntry(name, rows, path.stat().st_size, file_digest(path))
+
+
+def _write_manifest(
+    folder: Path, config: PackConfig, written: list[tuple[Shard, list[FileEntry]]], cameras_csv: str
+) -> Manifest:
+    """Write cameras.csv, manifest.json and README.md."""
+    files = [entry for _, entries in written for entry in entries]
+    files.append(_write_text(folder, CAMERAS_FILE, cameras_csv))
+    manifest = Manifest(
+        name=config.name,
+        version=config.version,
+        format=config.format,
+        seed=config.seed,
+        shard_rows=config.shard_rows,
+        shards=tuple(shard for shard, _ in written),
+        files=tuple(sorted(files, key=lambda entry: entry.path)),
+    )
+    _write_text(folder, MANIFEST_FILE, manifest.to_json())
+    _write_text(folder, README_FILE, render_readme(manifest))
+    return manifest
+
+
+def _camids(listing: Listing) -> list[int]:
+    camids: list[int] = listing.table["camid"].unique().to_pylist()
+    return sorted(camids)
+
+
+def _cameras_csv(cameras: tuple[Camera, ...], listing: Listing) -> str:
+    """Return the text of `cameras.csv`: what the owner wrote, continents as slugs, and every camera that was seen."""
+    described = {camera.camid: camera for camera in cameras if camera.continent is not None}
+    extra = list(dict.fromkeys(name for camera in cameras for name in camera.columns))
+    columns = ["camid", "continent", *(name for name in extra if name not in ("camid", "continent"))]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for camid in sorted({*described, *_camids(listing)}):
+        camera = described.get(camid, Camera(camid, UNKNOWN_CONTINENT))
+        writer.writerow({**camera.columns, "camid": camid, "continent": camera.continent})
+    return text.getvalue()
+
+
+def _write_shards(
+    source: Source, listing: Listing, partial: Path, config: PackConfig, log: RejectedLog, progress: Progress
+) -> list[tuple[Shard, list[FileEntry]]]:
+    done, written = 0, []
+    for planned in plan_shards(listing.rows, config.shard_rows, config.seed):
+        shard = _write_shard(planned, source, listing, partial, config.format, log)
+        if shard is not None:
+            written.append(shard)
+        done += len(planned.rows)
+        progress("packing", done, len(listing.table))
+    return written
+
+
+def _write_shard(
+    planned: PlannedShard, source: Source, listing: Listing, partial: Path, format_: str, log: RejectedLog
+) -> tuple[Shard, list[FileEntry]] | None:
+    """Write a shard and its meta file; None if every crop of it was rejected."""
+    path = f"data/{planned.stem}{FORMATS[format_]}"
+    meta_path = f"meta/{planned.stem}.parquet"
+    for name in (path, meta_path):
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial / (path + ".partial")
+    writer = _WRITERS[format_](temporary)
+    labels, group_rows, num_bytes = [], [], 0
+    try:
+        for group in planned.groups():
+            crops = _read_crops(listing.take(group), source, log)
+            if len(crops):
+                writer.write(crops)
+                labels.append(crops.labels)
+                group_rows.append(len(crops))
+                num_bytes += crops.num_bytes
+    except BaseException:
+        writer.abandon()
+        raise
+    spans = writer.close()
+    if not labels:
+        temporary.unlink()
+        return None
+    meta = _meta_table(pa.concat_tables(labels), path, spans, group_rows)
+    _check_spans(temporary, spans, meta["xxh3"].to_pylist())
+    write_meta(partial / (meta_path + ".partial"), meta)
+    entries = [_finish(partial, name, len(meta)) for name in (path, meta_path)]
+    pids = sorted({pid for pid in meta["pid"].unique().to_pylist() if pid >= 0})
+    image_bytes = int(spans.length.sum(dtype="int64"))
+    shard = Shard(
+        planned.split,
+        planned.continent,
+        path,
+        meta_path,
+        len(meta),
+        num_bytes,
+        meta.nbytes,
+        image_bytes,
+        tuple(pids),
+    )
+    return shard, entries
+
+
+def _finish(partial: Path, name: str, rows: int) -> FileEntry:
+    """Flush a written file, give it its name and describe it."""
+    temporary = partial / (name + ".partial")
+    sync(temporary)
+    temporary.rename(partial / name)
+    return FileEntry(name, rows, (partial / name).stat().st_size, file_digest(partial / name))
+
+
+def _read_crops(rows: pa.Table, source: Source, log: RejectedLog) -> Crops:
+    """Read the images of `rows`; those that cannot be used go to `log`."""
+    images, widths, heights, digests, kept = [], [], [], [], []
+    for number, path in enumerate(rows["path"].to_pylist()):
+        image = _read_image(path, source)
+        if isinstance(image, Rejected):
+            log.add(image)
+            continue
+        data, width, height = image
+        kept.append(number)
+        images.append(data)
+        widths.append(width)
+        heights.append(height)
+        digests.append(xxhash.xxh3_64_hexdigest(data))
+    rows = rows.take(pa.array(kept, pa.int64()))
+    names = [path.rpartition("/")[2] for path in rows["path"].to_pylist()]
+    columns = {name: rows[name] for name in rows.column_names} | {
+        "width": pa.array(widths, pa.int32()),
+        "height": pa.array(heights, pa.int32()),
+        "xxh3": pa.array(digests, pa.string()),
+    }
+    fields = [field for field in arrow_schema(shard_columns()) if field.name != "image"]
+    labels = pa.table([columns[field.name].cast(field.type) for field in fields], pa.schema(fields))
+    return Crops(images, names, labels.combine_chunks())
+
+
+def _read_image(path: str, source: Source) -> tuple[bytes, int, int] | Rejected:
+    try:
+        data = source.read(path)
+    except FileNotFoundError:
+        return Rejected(path, Reason.MISSING, "gone since it was listed")
+    except OSError as error:
+        reason = Reason.TOO_LARGE if error.errno == errno.EFBIG else Reason.UNREADABLE
+        return Rejected(path, reason, error.strerror or str(error))
+    size = image_size(data)
+    if isinstance(size, Unusable):
+        return Rejected(path, size.reason, size.detail)
+    return data, size.width, size.height
+
+
+def _meta_table(labels: pa.Table, path: str, spans: Spans, group_rows: list[int]) -> pa.Table:
+    columns = [*labels.columns, pa.array([path] * len(labels)), pa.array(spans.offset), pa.array(spans.length)]
+    schema = arrow_schema(meta_columns()).with_metadata({ROW_GROUPS_KEY: json.dumps(group_rows).encode()})
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _check_spans(path: Path, spans: Spans, digests: list[str]) -> None:
+    """Read every image back where the index says it lies.
+
+    Raises:
+        ManifestError: the bytes there are not those that were packed.
+    """
+    with path.open("rb") as file:
+        for offset, length, digest in zip(spans.offset.tolist(), spans.length.tolist(), digests, strict=True):
+            if xxhash.xxh3_64_hexdigest(os.pread(file.fileno(), length, offset)) != digest:
+                raise ManifestError(path, f"bytes {offset}..{offset + length} are not those of the image packed there")

@@ -1,0 +1,191 @@
+"""Parquet shards: ordinary Parquet for every reader, with the image bytes lying plain in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from entire_id.errors import ManifestError
+from entire_id.schema import arrow_schema, meta_columns, shard_columns
+from entire_id.shards.records import Crops, Spans
+
+__all__ = ["ParquetShard", "image_spans", "read_crops", "write_meta"]
+
+_IMAGE_LEAF = "image.bytes"
+_IMAGE_LEAVES = (_IMAGE_LEAF, "image.path")
+# As `datasets` 5.2 writes image sets (`arrow_writer.py`), so that our shards and theirs upload alike.
+_CHUNKING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level": 0}
+_DATA_PAGE = 0
+
+
+class ParquetShard:
+    """Writes one shard, a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._schema = arrow_schema(shard_columns())
+        labels = [field.name for field in self._schema if field.name != "image"]
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression=dict.fromkeys(_IMAGE_LEAVES, "none") | dict.fromkeys(labels, "snappy"),
+            use_dictionary=labels,
+            write_statistics=labels,
+            write_page_index=True,
+            use_content_defined_chunking=_CHUNKING,
+        )
+
+    def write(self, crops: Crops) -> None:
+        """Append `crops` as one row group."""
+        arrays = [crops.image_column(), *crops.labels.columns]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        self._writer.write_table(table, row_group_size=len(table))
+
+    def close(self) -> Spans:
+        """Finish the file and return where each image lies."""
+        self._writer.close()
+        return image_spans(self._path)
+
+    def abandon(self) -> None:
+        """Release the file without finishing it."""
+        self._writer.close()
+
+
+def write_meta(path: Path, table: pa.Table) -> None:
+    """Write a meta file: one row group, whatever its size, for a meta file is read whole."""
+    schema = arrow_schema(meta_columns())
+    metadata = {**(schema.metadata or {}), **(table.schema.metadata or {})}
+    table = table.replace_schema_metadata(metadata)
+    with pq.ParquetWriter(path, table.schema, compression="snappy") as writer:
+        writer.write_table(table, row_group_size=max(1, len(table)))
+
+
+def read_crops(path: Path) -> Iterator[tuple[list[bytes], list[str], pa.Table]]:
+    """Yield (image bytes, file names, labels) of each row group."""
+    with pq.ParquetFile(path) as shard:
+        for group in range(shard.num_row_groups):
+            table = shard.read_row_group(group, use_threads=False)
+            image = table["image"].combine_chunks()
+            yield image.field("bytes").to_pylist(), image.field("path").to_pylist(), table.drop_columns("image")
+
+
+def image_spans(path: Path) -> Spans:
+    """Return where the bytes of every image lie, from the page headers of the `image.bytes` column.
+
+    A PLAIN, uncompressed BYTE_ARRAY page holds, after its definition levels, a little-endian uint32 length and that
+    many bytes for every value (Apache Parquet format, "Encodings" and "Data Pages").
+
+    Raises:
+        ManifestError: the column is compressed or dictionary-encoded, as no shard of ours is.
+    """
+    with pq.ParquetFile(path) as shard, path.open("rb") as file:
+        metadata = shard.metadata
+        offsets, lengths = [], []
+        for group in range(metadata.num_row_groups):
+            row_group = metadata.row_group(group)
+            column = next(
+                chunk
+                for chunk in (row_group.column(number) for number in range(row_group.num_columns))
+                if chunk.path_in_schema == _IMAGE_LEAF
+            )
+            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
+                raise ManifestError(path, f"image bytes are {column.compression}, not plain")
+            file.seek(column.data_page_offset)
+            chunk = file.read(column.total_compressed_size)
+            for offset, length in _chunk_spans(chunk, column.num_values):
+                offsets.append(column.data_page_offset + offset)
+                lengths.append(length)
+    return Spans(np.array(offsets, np.int64), np.array(lengths, np.int32))
+
+
+def _chunk_spans(chunk: bytes, num_values: int) -> Iterator[tuple[int, int]]:
+    position, seen = 0, 0
+    while seen < num_values:
+        header = _read_page_header(chunk, position)
+        if header.page_type != _DATA_PAGE:
+            raise ManifestError("shard", f"page type {header.page_type} in the image column, expected a v1 data page")
+        # v1 pages: uint32 length of the run-length encoded definition levels, then the levels, then the values.
+        position = header.stop + 4 + int.from_bytes(chunk[header.stop : header.stop + 4], "little")
+        for _ in range(header.num_values):
+            length = int.from_bytes(chunk[position : position + 4], "little")
+            yield position + 4, length
+            position += 4 + length
+        seen += header.num_values
+        if position != header.stop + header.size:
+            raise ManifestError("shard", "values do not fill their page; is an image null?")
+
+
+class _PageHeader:
+    """The fields of a Thrift `PageHeader` that lead to the values."""
+
+    __slots__ = ("num_values", "page_type", "size", "stop")
+
+    def __init__(self, page_type: int, size: int, num_values: int, stop: int) -> None:
+        self.page_type = page_type
+        self.size = size
+        self.num_values = num_values
+        self.stop = stop
+
+
+def _read_page_header(data: bytes, position: int) -> _PageHeader:
+    """Parse a PageHeader (parquet.thrift): 1 type, 2 uncompressed size, 5 data_page_header {1 num_values}."""
+    fields, stop = _read_struct(data, position)
+    inner = fields.get(5)
+    num_values = inner.get(1, 0) if isinstance(inner, dict) else 0
+    page_type, size = fields.get(1), fields.get(2)
+    if not isinstance(page_type, int) or not isinstance(size, int) or not isinstance(num_values, int):
+        raise ManifestError("shard", f"no page header at byte {position} of the image column")
+    return _PageHeader(page_type, size, num_values, stop)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+ThriftStruct = dict[int, "int | bytes | ThriftStruct"]
+
+
+def _read_struct(data: bytes, position: int) -> tuple[ThriftStruct, int]:
+    """Read a struct of the Thrift compact protocol: integers, booleans, binary and nested structs."""
+    fields: ThriftStruct = {}
+    field_id = 0
+    while (byte := data[position]) != 0:
+        position += 1
+        delta, kind = byte >> 4, byte & 0x0F
+        if delta:
+            field_id += delta
+        else:
+            number, position = _read_varint(data, position)
+            field_id = (number >> 1) ^ -(number & 1)
+        fields[field_id], position = _read_value(data, position, kind)
+    return fields, position + 1
+
+
+def _read_value(data: bytes, position: int, kind: int) -> tuple[int | bytes | ThriftStruct, int]:
+    # Compact protocol types: 1/2 true/false, 3 byte, 4/5/6 zigzag integers, 8 binary, 12 struct.
+    match kind:
+        case 1 | 2:
+            return 2 - kind, position
+        case 3:
+            return data[position], position + 1
+        case 4 | 5 | 6:
+            number, position = _read_varint(data, position)
+            return (number >> 1) ^ -(number & 1), position
+        case 8:
+            length, position = _read_varint(data, position)
+            return data[position : position + length], position + length
+        case 12:
+            return _read_struct(data, position)
+        case _:
+            raise ManifestError("shard", f"unexpected Thrift type {kind} in a page header")

@@ -1,0 +1,169 @@
+"""Which crop goes into which shard, and in what order: pure functions of names and numbers.
+
+A person's crops of one split and continent lie in one shard, so that an erasure touches one shard per split and
+continent. Inside a shard they are cut into chunks that a keyed hash scatters, so that one layout serves PK batches and
+plain streams, and a person who comes or goes leaves every other chunk, and most row groups, as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from entire_id.records import JUNK_PID, PART_OF_SPLIT, Person
+
+__all__ = ["CHUNK_ROWS", "PlannedShard", "Rows", "hash_keys", "keyed_hash", "plan_shards"]
+
+# 16 divides by the usual K of 2, 4, 8 and 16; smaller chunks mix better in a plain shuffle, larger ones keep more pages
+# at an erasure. The row-group rule gives groups of about 240 rows.
+CHUNK_ROWS = 16
+_MIN_TAIL_ROWS = CHUNK_ROWS // 2
+_MIN_GROUP_ROWS = 128
+_MAX_GROUP_ROWS = 512
+_GROUP_END_ONE_IN = 8
+
+Indices = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The crops to place, as arrays of one length n.
+
+    Attributes:
+        split: (n,) codes into `splits`.
+        splits: names that `split` indexes.
+        continent: (n,) codes into `continents`.
+        continents: names that `continent` indexes.
+        pid: (n,) identity numbers, -1 is junk.
+        key_hash: (n,) `keyed_hash` of the keys.
+    """
+
+    split: npt.NDArray[np.int64]
+    splits: tuple[str, ...]
+    continent: npt.NDArray[np.int64]
+    continents: tuple[str, ...]
+    pid: npt.NDArray[np.int32]
+    key_hash: Hashes
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """One file to write.
+
+    Attributes:
+        split: its split.
+        continent: its continent.
+        number: its place among the shards of that split and continent, from 0.
+        rows: (n,) row numbers in the order in which they are written.
+        group_stops: (g,) where each row group stops in `rows`, exclusive; the last is n.
+    """
+
+    split: str
+    continent: str
+    number: int
+    rows: Indices
+    group_stops: Indices
+
+    @property
+    def stem(self) -> str:
+        """`<split>/<continent>-<number>`: the shard's path below data/ and meta/, without its ending."""
+        return f"{self.split}/{self.continent}-{self.number:05d}"
+
+    def groups(self) -> Iterator[Indices]:
+        """The rows of each row group."""
+        starts = np.concatenate([[0], self.group_stops[:-1]])
+        for start, stop in zip(starts, self.group_stops, strict=True):
+            yield self.rows[start:stop]
+
+
+def keyed_hash(text: str, seed: int) -> int:
+    """Return 64 bits that depend on `text` and `seed` alone: XXH3-64 of the UTF-8 bytes."""
+    return xxhash.xxh3_64_intdigest(text.encode(), seed)
+
+
+def hash_keys(keys: list[str], seed: int) -> Hashes:
+    """Return `keyed_hash` of each key, (n,) uint64."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(key.encode(), seed) for key in keys), np.uint64, len(keys))
+
+
+def plan_shards(rows: Rows, shard_rows: int, seed: int) -> list[PlannedShard]:
+    """Return the shards: people in keyed-hash order, cut greedily at `shard_rows` within split and continent.
+
+    Args:
+        rows: the crops.
+        shard_rows: no shard has more rows, unless it is one person.
+        seed: key of all hashes.
+
+    Returns:
+        Shards in the order of splits, continents and numbers. Every row is in exactly one.
+    """
+    shards = []
+    for split_code, split in enumerate(rows.splits):
+        in_split = rows.split == split_code
+        for continent_code, continent in enumerate(rows.continents):
+            members = np.flatnonzero(in_split & (rows.continent == continent_code))
+            parts = _cut_into_shards(members, rows, PART_OF_SPLIT[split], shard_rows, seed)
+            for number, (ordered, units) in enumerate(parts):
+                order, group_stops = _order_chunks(ordered, units, rows, PART_OF_SPLIT[split], seed)
+                shards.append(PlannedShard(split, continent, number, order, group_stops))
+    return shards
+
+
+def _cut_into_shards(
+    members: Indices, rows: Rows, part: str, shard_rows: int, seed: int
+) -> Iterator[tuple[Indices, Indices]]:
+    """Yield (rows of a shard sorted by unit and key hash, sizes of its units); a unit is a person or one junk crop."""
+    if not len(members):
+        return
+    pids, inverse = np.unique(rows.pid[members], return_inverse=True)
+    person_hash = hash_keys([str(Person(part, pid)) for pid in pids.tolist()], seed)
+    key_hash = rows.key_hash[members]
+    is_junk = rows.pid[members] == JUNK_PID
+    unit_hash = np.where(is_junk, key_hash, person_hash[inverse])
+    order = np.lexsort((key_hash, rows.pid[members], unit_hash))
+    members, is_junk, inverse = members[order], is_junk[order], inverse[order]
+    starts = np.flatnonzero(np.concatenate([[True], is_junk[1:] | (inverse[1:] != inverse[:-1])]))
+    sizes = np.diff(np.append(starts, len(members)))
+    first_unit, filled = 0, 0
+    for unit, size in enumerate(sizes.tolist()):
+        if filled and filled + size > shard_rows:
+            yield members[starts[first_unit] : starts[unit]], sizes[first_unit:unit]
+            first_unit, filled = unit, 0
+        filled += size
+    yield members[starts[first_unit] :], sizes[first_unit:]
+
+
+def _order_chunks(members: Indices, sizes: Indices, rows: Rows, part: str, seed: int) -> tuple[Indices, Indices]:
+    """Return the rows with each unit's chunks scattered by hash, and the row-group stops."""
+    num_chunks = np.maximum(1, (sizes + CHUNK_ROWS - _MIN_TAIL_ROWS) // CHUNK_ROWS)
+    unit_starts = np.cumsum(sizes) - sizes
+    chunk_unit = np.repeat(np.arange(len(sizes)), num_chunks)
+    chunk_number = np.arange(len(chunk_unit)) - np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)
+    starts = unit_starts[chunk_unit] + chunk_number * CHUNK_ROWS
+    stops = np.append(starts[1:], len(members))
+    pids = rows.pid[members[starts]]
+    names = [f"{part}/{pid}/{number}" for pid, number in zip(pids.tolist(), chunk_number.tolist(), strict=True)]
+    hashes = np.where(pids == JUNK_PID, rows.key_hash[members[starts]], hash_keys(names, seed))
+    order = np.lexsort((chunk_number, pids, hashes))
+    # The order sorts by the high bits, so the low ones decide where a group ends: the same bits would end every group
+    # of the first eighth and none after it.
+    is_end = hashes[order] % _GROUP_END_ONE_IN == 0
+    chunk_rows = (stops - starts)[order]
+    ordered = np.concatenate([members[starts[chunk] : stops[chunk]] for chunk in order.tolist()])
+    return ordered, _group_stops(chunk_rows, is_end)
+
+
+def _group_stops(chunk_rows: Indices, is_end: npt.NDArray[np.bool_]) -> Indices:
+    stops, filled, total = [], 0, 0
+    for size, ends in zip(chunk_rows.tolist(), is_end.tolist(), strict=True):
+        filled += size
+        total += size
+        if filled >= _MAX_GROUP_ROWS or (ends and filled >= _MIN_GROUP_ROWS):
+            stops.append(total)
+            filled = 0
+    return np.array(stops if not filled else [*stops, total], np.int64)

@@ -1,0 +1,1 @@
+"""Raw crops → an iterator of `Sample | Rejected`. One module per naming family."""

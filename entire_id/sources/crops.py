@@ -1,0 +1,158 @@
+"""Crops in a folder or zip whose names say who, where and when: the frame that a naming family fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from entire_id.errors import LayoutNotFoundError, SourceError
+from entire_id.records import JUNK_PID, NO_NUMBER, UNKNOWN_CONTINENT, Camera, Reason, Rejected, Sample, escape_key
+from entire_id.sources.cameras import CAMERAS_FILE, parse_cameras, read_cameras
+from entire_id.sources.files import Files, open_files
+
+__all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+_INT32_MAX = 2**31 - 1
+_INT64_MAX = 2**63 - 1
+
+
+class NameParts(NamedTuple):
+    """The numbers that a name holds."""
+
+    pid: int
+    camid: int
+    seq: int = NO_NUMBER
+    frame: int = NO_NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One naming family.
+
+    Attributes:
+        name: what `--layout` calls it.
+        folders: top folder → split.
+        parse_name: file name without ending → its numbers, None where it is no name of the family.
+        example: a right name, for messages.
+    """
+
+    name: str
+    folders: Mapping[str, str]
+    parse_name: Callable[[str], NameParts | None]
+    example: str
+
+
+def build_sample(
+    path: str, inner: str, split: str, numbers: NameParts, continents: Mapping[int, str | None]
+) -> Sample | Rejected:
+    """Return the sample, or why its numbers or its camera's continent cannot be packed.
+
+    Args:
+        path: where the source finds the bytes.
+        inner: path within the split, from which the key is made.
+        split: one of `SPLITS`.
+        numbers: what the name or table says.
+        continents: camid → slug, None where `cameras.csv` gives one that cannot name a config.
+    """
+    limits = (JUNK_PID, 0, NO_NUMBER, NO_NUMBER), (_INT32_MAX, _INT32_MAX, _INT32_MAX, _INT64_MAX)
+    for name, value, low, high in zip(NameParts._fields, numbers, *limits, strict=True):
+        if not low <= value <= high:
+            return Rejected(path, Reason.NUMBER, f"{name} {value} is not in {low}..{high}")
+    continent = continents.get(numbers.camid, UNKNOWN_CONTINENT)
+    if continent is None:
+        return Rejected(path, Reason.CONTINENT, f"cameras.csv names no usable continent for camera {numbers.camid}")
+    key = escape_key(f"{split}/{PurePosixPath(inner).with_suffix('')}")
+    return Sample(path, split, key, *numbers, continent)
+
+
+class CropSource:
+    """A folder or zip of crops in one naming family; see `records.Source`."""
+
+    def __init__(self, path: Path, layout: Layout, cameras_path: Path | None = None) -> None:
+        """Find the layout's folders.
+
+        Args:
+            path: a folder or zip; the layout's folders lie in it, or a few folders deeper.
+            layout: naming family.
+            cameras_path: `cameras.csv`; the one beside the layout's folders by default.
+
+        Raises:
+            LayoutNotFoundError: none of the layout's folders is there.
+            CamerasFileError: `cameras.csv` is malformed.
+        """
+        self._files = open_files(path)
+        self._layout = layout
+        base = _find_base(self._files, layout)
+        self._prefix = f"{base}/" if base else ""
+        own = _read_cameras(self._files, self._prefix + CAMERAS_FILE)
+        self._cameras = read_cameras(cameras_path) if cameras_path else own
+
+    @property
+    def name(self) -> str:
+        """Where the crops lie."""
+        return str(self._files.path)
+
+    @property
+    def cameras(self) -> tuple[Camera, ...]:
+        """Cameras by camid; empty without a `cameras.csv`."""
+        return self._cameras
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file. Raises OSError where it cannot be read."""
+        return self._files.read(path)
+
+    def samples(self) -> Iterator[Sample | Rejected]:
+        """Every file once, sorted by name; `cameras.csv` is no crop and left out."""
+        continents = {camera.camid: camera.continent for camera in self._cameras}
+        for path in self._files.walk():
+            if isinstance(path, Rejected):
+                yield path
+            elif path != self._prefix + CAMERAS_FILE:
+                yield self._sample(path, continents)
+
+    def _sample(self, path: str, continents: Mapping[int, str | None]) -> Sample | Rejected:
+        folder, _, inner = path.removeprefix(self._prefix).partition("/")
+        split = self._layout.folders.get(folder)
+        if split is None or not inner or not path.startswith(self._prefix):
+            return Rejected(path, Reason.OUTSIDE_SPLITS, f"not in {', '.join(self._layout.folders)}")
+        name = PurePosixPath(inner)
+        if name.suffix.lower() not in IMAGE_SUFFIXES:
+            return Rejected(path, Reason.NOT_AN_IMAGE, f"ending {name.suffix!r}")
+        numbers = self._layout.parse_name(name.stem)
+        if numbers is None:
+            return Rejected(path, Reason.NAME, f"expected a name like {self._layout.example}")
+        return build_sample(path, inner, split, numbers, continents)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
+    """Return the folder that holds the layout's folders: the top, or the only one that does at the least depth."""
+    level = [""]
+    for _ in range(max_depth + 1):
+        children = {folder: files.folders(folder) for folder in level}
+        bases = [folder for folder, names in children.items() if not layout.folders.keys().isdisjoint(names)]
+        if len(bases) > 1:
+            raise SourceError(files.path, f"holds several data sets ({', '.join(bases)}); give one of these folders")
+        if bases:
+            return bases[0]
+        level = [
+            _join(folder, name)
+            for folder, names in children.items()
+            for name in names
+            if name != "__MACOSX" and not name.startswith(".")
+        ]
+    raise LayoutNotFoundError(files.path, layout.folders, files.folders(""))
+
+
+def _read_cameras(files: Files, path: str) -> tuple[Camera, ...]:
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
+        return ()
+    return parse_cameras(data, files.path / path)

@@ -1,0 +1,198 @@
+"""Where raw files lie: a folder or a zip archive, read without trusting any name in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from entire_id.errors import SourceError
+from entire_id.records import Reason, Rejected, is_safe_path
+
+__all__ = ["MAX_FILE_BYTES", "Files", "Folder", "ZipArchive", "open_files"]
+
+MAX_FILE_BYTES = 64 << 20
+"""No crop is larger; a bigger file is rejected before it is read."""
+
+
+class Files(Protocol):
+    """A tree of files with `/`-separated relative names."""
+
+    path: Path
+
+    def walk(self) -> Iterator[str | Rejected]:
+        """Every file once, sorted by name: its relative path, or why it cannot be used."""
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders directly below `path` (`""` is the top), sorted; empty where there are none."""
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file. Raises OSError where it cannot be read."""
+
+
+def open_files(path: Path) -> Files:
+    """Return the tree at `path`, a folder or a `.zip`.
+
+    Raises:
+        SourceError: nothing is there, or it is neither.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return ZipArchive(path)
+    raise SourceError(path, "neither a folder nor a zip archive" if path.exists() else "no such file or folder")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # surrogates stand for bytes that are not UTF-8
+        return False
+    return True
+
+
+class Folder:
+    """A folder on disk. Links to files inside it are followed, all other links are rejected."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._root = os.path.realpath(path)
+
+    def walk(self) -> Iterator[str | Rejected]:
+        """Every file once, folder by folder in the order of names."""
+        yield from self._walk("")
+
+    def _walk(self, folder: str) -> Iterator[str | Rejected]:
+        try:
+            with os.scandir(os.path.join(self._root, folder)) as found:
+                entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            yield Rejected(folder, Reason.UNREADABLE, error.strerror or str(error))
+            return
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if not _is_utf8(entry.name):
+                yield Rejected(os.fsencode(path).decode(errors="backslashreplace"), Reason.ENCODING)
+            elif entry.is_symlink():
+                yield self._link(path)
+            elif entry.is_dir(follow_symlinks=False):
+                yield from self._walk(path)
+            elif entry.is_file(follow_symlinks=False):
+                yield path
+            else:
+                yield Rejected(path, Reason.NOT_AN_IMAGE, "neither a file nor a folder")
+
+    def check(self, path: str) -> str | Rejected:
+        """Return `path` if it is a file that lies in this folder, links resolved, else why it cannot be used."""
+        if not is_safe_path(path):
+            return Rejected(path, Reason.UNSAFE_PATH)
+        full = os.path.join(self._root, path)
+        if not os.path.lexists(full):
+            return Rejected(path, Reason.MISSING)
+        return self._link(path)
+
+    def _link(self, path: str) -> str | Rejected:
+        target = os.path.realpath(os.path.join(self._root, path))
+        if os.path.commonpath([self._root, target]) != self._root:
+            return Rejected(path, Reason.LINK, "points out of the source")
+        if not os.path.isfile(target):
+            return Rejected(path, Reason.LINK, "points to a folder or to nothing")
+        return path
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders directly below `path`, sorted."""
+        try:
+            with os.scandir(os.path.join(self._root, path)) as found:
+                return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+        except OSError:
+            return []
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file. Raises OSError where it cannot be read, EFBIG where no crop is as large."""
+        descriptor = os.open(os.path.join(self._root, path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(descriptor, 1 << 18)
+            if len(data) < 1 << 18:  # nearly every crop: one read, no stat
+                return data
+            _check_size(os.fstat(descriptor).st_size)
+            blocks = [data]
+            while block := os.read(descriptor, 1 << 20):
+                blocks.append(block)
+            return b"".join(blocks)
+        finally:
+            os.close(descriptor)
+
+
+class ZipArchive:
+    """A zip archive, read in place. Safe to share between threads and to send to other processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+
+    def __reduce__(self) -> tuple[type[ZipArchive], tuple[Path]]:
+        return ZipArchive, (self.path,)
+
+    @property
+    def _archive(self) -> zipfile.ZipFile:
+        archive: zipfile.ZipFile | None = getattr(self._local, "archive", None)
+        if archive is None:
+            try:
+                archive = zipfile.ZipFile(self.path)
+            except zipfile.BadZipFile as error:
+                raise SourceError(self.path, f"not a readable zip archive: {error}") from error
+            self._local.archive = archive
+        return archive
+
+    def walk(self) -> Iterator[str | Rejected]:
+        """Every file entry once, in the order of names; of two entries with one name the first is kept."""
+        seen: set[str] = set()
+        for info in sorted(self._archive.infolist(), key=lambda info: info.filename):
+            if info.is_dir():
+                continue
+            yield (
+                Rejected(info.filename, Reason.DUPLICATE_KEY, "twice in the archive")
+                if info.filename in seen
+                else (self._entry(info))
+            )
+            seen.add(info.filename)
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders directly below `path`, sorted."""
+        depth = len(PurePosixPath(path).parts)
+        parts = (PurePosixPath(name).parts for name in self._archive.namelist() if is_safe_path(name))
+        prefix = PurePosixPath(path).parts
+        return sorted({part[depth] for part in parts if part[:depth] == prefix and len(part) > depth + 1})
+
+    def _entry(self, info: zipfile.ZipInfo) -> str | Rejected:
+        if not is_safe_path(info.orig_filename) or not is_safe_path(info.filename):
+            return Rejected(info.filename, Reason.UNSAFE_PATH)
+        if not _is_utf8(info.filename):
+            return Rejected(info.filename.encode(errors="backslashreplace").decode(), Reason.ENCODING)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            return Rejected(info.filename, Reason.LINK, "a link inside an archive")
+        if info.flag_bits & 1:
+            return Rejected(info.filename, Reason.UNREADABLE, "encrypted")
+        return info.filename
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one entry. Raises OSError where it cannot be read, EFBIG where no crop is as large."""
+        try:
+            info = self._archive.getinfo(path)
+            _check_size(info.file_size)
+            return self._archive.read(info)
+        except KeyError as error:
+            raise FileNotFoundError(path) from error
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
+            raise OSError(f"damaged zip entry: {error}") from error
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"{num_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")

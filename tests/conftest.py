@@ -1,0 +1,56 @@
+"""Small data sets for the tests: real JPEG and PNG files with the official names, drawn as plain colours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before anything imports datasets or huggingface_hub: nothing of the user's is read or written, no network is asked.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="entire-id-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+
+from builders import CAMERAS, crop_names, pack_folder, write_crops
+
+REAL_CROPS = Path(__file__).parents[2] / "shared" / "real" / "crops"
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> Path:
+    """A test part in the official layout: 4 people, cameras 0, 1 and 21 on two continents, 12 query, 24 gallery."""
+    folder = write_crops(tmp_path / "crops", crop_names())
+    (folder / "cameras.csv").write_text(CAMERAS)
+    return folder
+
+
+@pytest.fixture
+def packed(crops: Path, tmp_path: Path) -> Path:
+    """`crops`, packed as Parquet."""
+    return pack_folder(crops, tmp_path / "entire-id")
+
+
+@pytest.fixture(params=["parquet", "webdataset"])
+def packed_any(request: pytest.FixtureRequest, crops: Path, tmp_path: Path) -> Path:
+    """`crops`, packed in either format."""
+    return pack_folder(crops, tmp_path / "entire-id", format=request.param)
+
+
+@pytest.fixture
+def real_crops() -> Path:
+    """Real photographs in the official layout, where they are at hand."""
+    if not REAL_CROPS.is_dir():
+        pytest.skip("no real crops beside the project")
+    return REAL_CROPS
+
+
+@pytest.fixture(autouse=True)
+def _no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop `datasets` from sleeping five seconds after an interleaved stream."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)

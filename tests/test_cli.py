@@ -1,0 +1,127 @@
+"""The command line as a user meets it: real processes, their output and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from builders import crop_names, write_crops
+
+
+def entire_id(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "entire_id", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, timeout=120)
+
+
+def test_the_spine(tmp_path: Path) -> None:
+    for line in (
+        "sample crops --crops 300",
+        "pack crops entire-id",
+        "verify entire-id",
+        "info entire-id",
+        "embed entire-id",
+        "evaluate entire-id",
+        "show entire-id people.png",
+        "show entire-id ranking.jpg --ranked --rows 2",
+    ):
+        done = entire_id(*line.split(), folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for name in ("people.png", "ranking.jpg"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 200
+
+
+def test_pack_tells_what_it_did_on_stderr_and_prints_totals_on_stdout(crops: Path, tmp_path: Path) -> None:
+    (crops / "query" / "Thumbs.db").write_bytes(b"")
+    done = entire_id("pack", crops, "entire-id", folder=tmp_path)
+    assert "gallery" in done.stdout
+    assert "Thumbs" not in done.stdout + done.stderr
+    assert "rejected 1 files (1 not-an-image); each stands with its reason in entire-id.rejected.csv" in done.stderr
+    assert "there is no train part (ENTIRe-ID's was not released by the authors)" in done.stderr
+    assert "next: entire-id verify entire-id" in done.stderr
+    assert "unknown" not in done.stderr
+
+
+def test_pack_says_once_that_continents_are_unknown(crops: Path, tmp_path: Path) -> None:
+    (crops / "cameras.csv").unlink()
+    done = entire_id("pack", crops, tmp_path / "entire-id")
+    assert done.stderr.count("continent is 'unknown' for 3 cameras that no cameras.csv describes") == 1
+
+
+def test_pack_warns_of_reserved_continents_before_it_starts(crops: Path, tmp_path: Path) -> None:
+    (crops / "cameras.csv").write_text("camid,continent\n0,asia\n1,test\n21,North America\n")
+    done = entire_id("pack", crops, tmp_path / "entire-id", "--json")
+    assert done.stderr.startswith("cameras.csv gives camera 1 a continent that cannot name a config")
+    report = json.loads(done.stdout)
+    assert report["rejected"] == {"continent": 12}
+    assert report["continents"] == ["asia", "north_america"]
+    assert report["splits"]["query"]["rows"] == 8
+
+
+def test_json_is_all_that_stdout_holds(packed: Path, tmp_path: Path) -> None:
+    entire_id("embed", packed)
+    for arguments in (["info", packed], ["verify", packed], ["evaluate", packed]):
+        done = entire_id(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)
+    scores = json.loads(done.stdout)
+    assert 0 <= scores["mAP"] <= scores["rank10"] <= 1
+
+
+def test_info_counts_crops_by_continent(packed: Path) -> None:
+    lines = entire_id("info", packed).stdout.splitlines()
+    assert ["asia", "8", "16"] in [line.split() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["pack", "none", "out"], 1, "error: 'none': no such file or folder"),
+        (["pack", "crops", "out", "--version", "1"], 2, "version '1' is not of the form 1.2.0"),
+        (["pack", "crops", "out", "--layout", "duke"], 1, "unknown layout 'duke'; expected one of entire-id"),
+        (["pack", "crops", "crops/out"], 1, "it lies inside the folder of crops"),
+        (["pack", "crops", "out", "--format", "lmdb"], 2, "'lmdb' is not one of"),
+        (["verify", "crops"], 1, "no manifest.json in it. Make one with: entire-id pack"),
+        (["info", "none"], 1, "no such folder"),
+        (["evaluate", "entire-id", "--features", "none"], 1, "entire-id embed DIR --model colour"),
+        (["embed", "entire-id", "--split", "train"], 1, "not released by the authors"),
+        (["show", "entire-id", "picture.gif"], 2, "ends neither in .png nor in .jpg"),
+        (["demo", "crops"], 1, "it holds something that no demo made"),
+        (["sample", "crops"], 1, "it is not empty"),
+    ],
+)
+def test_errors_say_what_to_do_and_have_their_exit_code(
+    packed: Path, arguments: list[str], code: int, message: str
+) -> None:
+    before = sorted(packed.parent.rglob("*"))
+    done = entire_id(*arguments, folder=packed.parent)
+    assert done.returncode == code
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(packed.parent.rglob("*")) == before
+
+
+def test_verify_exits_with_3_and_a_list(packed: Path) -> None:
+    os.truncate(packed / "data/query/asia-00000.parquet", 100)
+    done = entire_id("verify", packed)
+    assert done.returncode == 3
+    assert "data/query/asia-00000.parquet" in done.stdout
+    assert "size" in done.stdout
+    report = json.loads(entire_id("verify", packed, "--json").stdout)
+    assert report["problems"][0]["kind"] == "size"
+
+
+def test_strict_stops_at_the_first_bad_file(tmp_path: Path) -> None:
+    crops = write_crops(tmp_path / "crops", crop_names())
+    (crops / "query" / "anna.jpg").write_bytes(b"")
+    done = entire_id("pack", crops, tmp_path / "entire-id", "--strict")
+    assert done.returncode == 1
+    assert "'query/anna.jpg': rejected: name" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]

@@ -1,0 +1,105 @@
+"""Every command and snippet that the pages show, run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from entire_id.records import Reason
+from entire_id.schema import COLUMNS
+from entire_id.shards.images import MAX_PIXELS
+from entire_id.sources.files import MAX_FILE_BYTES
+
+from builders import pack_folder, write_crops
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/packing.md", "docs/format.md"]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+SNIPPETS = [
+    pytest.param(code, id=f"{page}-{number}")
+    for page in PAGES
+    for number, (language, code) in enumerate(BLOCK.findall((ROOT / page).read_text()))
+    if language == "python"
+]
+
+
+def commands(page: str) -> list[str]:
+    """The lines of the console blocks of a page."""
+    blocks = [code for language, code in BLOCK.findall((ROOT / page).read_text()) if language == "console"]
+    return "".join(blocks).splitlines()
+
+
+def run(command: list[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120, env=os.environ)
+
+
+def entire_id(line: str) -> list[str]:
+    """The shown command, with this Python."""
+    name, *arguments = shlex.split(line)
+    assert name == "entire-id"
+    return [sys.executable, "-m", "entire_id", *arguments]
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_snippet_runs(code: str, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "torch" in code:
+        pytest.importorskip("torch")
+    monkeypatch.chdir(packed.parent)
+    exec(compile(code, "snippet", "exec"), {})
+
+
+def test_readme_commands_run_in_their_order(tmp_path: Path) -> None:
+    for line in commands("README.md"):
+        if line.startswith("entire-id"):
+            run(entire_id(line), tmp_path)
+    assert (tmp_path / "ranking.png").stat().st_size > 1000
+
+
+def test_packing_commands_run_on_the_table_shown(tmp_path: Path) -> None:
+    (table,) = (code for language, code in BLOCK.findall((ROOT / "docs/packing.md").read_text()) if language == "csv")
+    (tmp_path / "crops.csv").write_text(table)
+    write_crops(tmp_path, [line.split(",")[0] for line in table.splitlines()[1:]])
+    for line in commands("docs/packing.md"):
+        run(entire_id(line), tmp_path)
+    assert not (tmp_path / "my-crops.rejected.csv").exists()
+
+
+def test_make_targets_shown_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    shown = set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M))
+    assert {"demo", "test", "check"} <= shown <= targets
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^):]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+def test_tables_are_those_of_the_code() -> None:
+    packing, format_ = ((ROOT / page).read_text() for page in ("docs/packing.md", "docs/format.md"))
+    reasons = re.findall(r"^\| `([\w-]+)` \|", packing.split("## What is rejected")[1], re.M)
+    assert reasons == [reason.value for reason in Reason]
+    assert f"{MAX_PIXELS:,} pixels, or more than {MAX_FILE_BYTES >> 20} MiB" in packing
+    assert re.findall(r"^\| `(\w+)` \| (\w+) \|", format_, re.M) == [(column.name, column.dtype) for column in COLUMNS]
+
+
+def test_every_page_is_tested() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
+    assert pages == {*PAGES, "CHANGELOG.md"}
+    assert "```" not in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_packed_readme_example_runs(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for format_ in ("parquet", "webdataset"):
+        packed = pack_folder(crops, tmp_path / format_ / "entire-id", format=format_)
+        monkeypatch.chdir(packed.parent)
+        (code,) = (code for _, code in BLOCK.findall((packed / "README.md").read_text()))
+        exec(compile(code, "card", "exec"), {})

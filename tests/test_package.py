@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import entire_id
+
+
+def imported_by(statement: str) -> set[str]:
+    """Modules in memory after `statement` in a fresh interpreter."""
+    code = f"{statement}\nimport sys; print(' '.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_import_brings_in_nothing_heavy() -> None:
+    assert not {"torch", "datasets", "pyarrow", "numpy", "PIL"} & imported_by("import entire_id")
+
+
+def test_help_brings_in_nothing_heavy() -> None:
+    run = "import sys; sys.argv = ['entire-id', '--help']; import entire_id.cli"
+    statement = f"{run}\ntry: entire_id.cli.main()\nexcept SystemExit: pass"
+    assert not {"torch", "datasets", "pyarrow", "numpy", "PIL"} & imported_by(statement)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "load", "pack", "verify"])
+def test_public_names_load_without_torch(verb: str) -> None:
+    assert "torch" not in imported_by(f"import entire_id; entire_id.{verb}")
+
+
+def test_public_names_exist_and_are_listed() -> None:
+    assert [getattr(entire_id, name) for name in entire_id.__all__]
+    assert dir(entire_id) == sorted(entire_id.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'pak'"):
+        entire_id.pak  # noqa: B018

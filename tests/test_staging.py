@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from entire_id.errors import OutputExistsError
+from entire_id.staging import new_folder
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from entire_id.staging import new_folder
+with new_folder(Path(sys.argv[1])) as partial:
+    (partial / "half").write_text("done")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_folder_appears_when_it_is_complete(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as partial:
+        (partial / "file").write_text("text")
+        assert not (tmp_path / "out" / "file").exists()
+    assert names(tmp_path) == ["out", "out/file"]
+
+
+def test_error_leaves_nothing_not_even_parents(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a" / "b" / "out") as partial:
+        (partial / "file").write_text("text")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_parents_that_others_use_stay(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a" / "out"):
+        (tmp_path / "a" / "mine").write_text("text")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["a", "a/mine"]
+
+
+def test_killed_run_leaves_nothing_under_the_name_and_the_next_clears_up(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert names(tmp_path) == ["out.partial", "out.partial/.unfinished", "out.partial/half"]
+    with new_folder(tmp_path / "out") as partial:
+        (partial / "file").write_text("text")
+    assert names(tmp_path) == ["out", "out/file"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.partial"])
+def test_what_others_put_there_is_refused_and_untouched(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("text")
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "out", replaces="info.json"):
+        pass
+    assert names(tmp_path) == [name, f"{name}/mine"]
+
+
+def test_file_of_that_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("text")
+    with pytest.raises(OutputExistsError, match="Name a new folder"), new_folder(tmp_path / "out"):
+        pass
+
+
+def test_older_output_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with new_folder(tmp_path / "out", replaces="info.json") as partial:
+            (partial / "info.json").write_text(text)
+            if text == "new":
+                assert (tmp_path / "out" / "info.json").read_text() == "old"
+    assert (tmp_path / "out" / "info.json").read_text() == "new"
+
+
+def test_relative_and_dotted_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with new_folder(Path("v1.2")):
+        pass
+    assert names(tmp_path) == ["v1.2"]
