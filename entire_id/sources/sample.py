@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from entire_id.sources.figures import draw_figure
-from entire_id.sources.people import Look, Pose, make_look, pose_skeleton
-from entire_id.sources.scenes import CONTINENTS, NUM_CAMERAS, SCENE_PX, View, develop, make_views, soft_shadow
+from entire_id.sources.drawn.figures import draw_figure
+from entire_id.sources.drawn.people import Look, Pose, make_look, pose_skeleton
+from entire_id.sources.drawn.scenes import CONTINENTS, NUM_CAMERAS, SCENE_PX, View, develop, make_views, soft_shadow
 from entire_id.staging import new_folder
 
 __all__ = ["SampleConfig", "draw_sample"]

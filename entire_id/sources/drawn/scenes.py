@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from entire_id.sources.people import RGB
+from entire_id.sources.drawn.people import RGB
 
 __all__ = ["CONTINENTS", "NUM_CAMERAS", "SCENE_PX", "View", "develop", "make_views", "soft_shadow"]
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from entire_id.sources.people import RGB, Look, Point, Skeleton, pack_span
+from entire_id.sources.drawn.people import RGB, Look, Point, Skeleton, pack_span
 
 __all__ = ["draw_figure"]
 

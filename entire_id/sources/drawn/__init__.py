@@ -1,0 +1,1 @@
+"""What `sample` draws: people, figures, scenes. Numbers and strokes, no files."""
