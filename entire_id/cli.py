@@ -58,7 +58,7 @@ def main() -> None:
     """Run the command line and leave the process with its exit code."""
     try:
         app()
-    except EntireIdError as error:
+    except (EntireIdError, OSError) as error:
         _say(f"error: {error}")
         sys.exit(EXIT_ERROR)
 

@@ -45,9 +45,20 @@ __all__ = [
 class EntireIdError(Exception):
     """Root of all errors of this package."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders whole: the constructor's arguments are not the sentence."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         """The sentence; KeyError would show its quoted repr instead."""
         return str(self.args[0]) if self.args else ""
+
+
+def _rebuild(kind: type[EntireIdError], args: tuple[object, ...], facts: dict[str, object]) -> EntireIdError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
 
 
 class SourceError(EntireIdError, ValueError):

@@ -15,6 +15,7 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_HEADER, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND\xaeB`\x82"
 # ITU-T T.81, table B.1: start-of-frame markers are C0-CF but for DHT (C4), JPG (C8) and DAC (CC) …
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SCAN_MARKER = 0xDA
 # … and TEM (01) and RST0-RST7 (D0-D7) stand alone, without a length.
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 
@@ -52,38 +53,44 @@ def image_size(data: bytes) -> ImageSize | Unusable:
 
 
 def _jpeg_size(data: bytes) -> ImageSize | Unusable:
-    # T.81 B.2.2: marker, length (2), precision (1), height (2), width (2).
+    size: ImageSize | None = None
     position, stop = 2, len(data) - 8
     while position < stop:
         if data[position] != 0xFF:
             return Unusable(Reason.CORRUPT, f"no JPEG marker at byte {position}")
         marker = data[position + 1]
-        if marker in _FRAME_MARKERS:
+        if marker == _SCAN_MARKER:
             break
         if marker == 0xFF:  # fill byte
             position += 1
         elif marker in _BARE_MARKERS:
             position += 2
         else:
-            position += 2 + (data[position + 2] << 8 | data[position + 3])
+            if marker in _FRAME_MARKERS:  # T.81 B.2.2: marker, length (2), precision (1), height (2), width (2)
+                size = ImageSize(_uint16(data, position + 7), _uint16(data, position + 5))
+            position += 2 + _uint16(data, position + 2)
     else:
         return Unusable(Reason.TRUNCATED, "ends within the JPEG header")
-    height = data[position + 5] << 8 | data[position + 6]
-    width = data[position + 7] << 8 | data[position + 8]
-    if not width or not height:
-        return Unusable(Reason.CORRUPT, f"{width} × {height} px")
-    # Entropy-coded bytes never hold FF D9 (T.81 B.1.1.5), so an end marker behind the header is the picture's own.
+    if size is None or not size.width or not size.height:
+        return Unusable(Reason.CORRUPT, "no size in the JPEG header")
+    # Entropy-coded bytes never hold FF D9 (T.81 B.1.1.5): an end marker behind the first scan is the picture's own.
     if not data.endswith(_JPEG_END) and data.rfind(_JPEG_END) < position:
         return Unusable(Reason.TRUNCATED, "no end-of-image marker")
-    return ImageSize(width, height)
+    return size
+
+
+def _uint16(data: bytes, position: int) -> int:
+    return data[position] << 8 | data[position + 1]
 
 
 def _png_size(data: bytes) -> ImageSize | Unusable:
-    if len(data) < 33 or data[12:16] != _PNG_HEADER:
+    if len(data) < 33:
         return Unusable(Reason.TRUNCATED, "ends within the PNG header")
+    if data[12:16] != _PNG_HEADER:
+        return Unusable(Reason.CORRUPT, f"the first PNG chunk is {data[12:16]!r}")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if not width or not height:
         return Unusable(Reason.CORRUPT, f"{width} × {height} px")
-    if _PNG_END not in data[-65536:]:
+    if _PNG_END not in data:
         return Unusable(Reason.TRUNCATED, "no IEND chunk")
     return ImageSize(width, height)

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from entire_id.errors import CropRejectedError
+from entire_id.errors import CropRejectedError, OutputExistsError
 from entire_id.records import SPLITS, Progress, Reason, Rejected, Sample, Source
 from entire_id.shards.plan import Rows, hash_keys
 
 __all__ = ["Listing", "RejectedLog", "list_crops"]
 
+_HEADER = ("path", "reason", "detail")
 _BATCH_ROWS = 1 << 16
 _COLUMNS = ("path", "split", "key", "pid", "camid", "seq", "frame", "continent")
 _SCHEMA = pa.schema(
@@ -47,10 +48,17 @@ class RejectedLog:
         self._partial = path.with_name(path.name + ".partial")
 
     def __enter__(self) -> Self:
+        if self.path.exists() and not self._is_ours():
+            raise OutputExistsError(self.path, "it is needed for the list of rejected files, and is something else")
         self._file = self._partial.open("w", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(["path", "reason", "detail"])
+        self._writer.writerow(_HEADER)
         return self
+
+    def _is_ours(self) -> bool:
+        """Tell whether an earlier run wrote the file that stands there."""
+        header = (",".join(_HEADER) + "\n").encode()
+        return self.path.is_file() and self.path.read_bytes()[: len(header)] == header
 
     def add(self, rejected: Rejected) -> None:
         """Note one file.

@@ -125,9 +125,7 @@ def pack(
         if not written:
             raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
         manifest = _write_manifest(partial, config, written, _cameras_csv(source.cameras, listing))
-    described = {camera.camid for camera in source.cameras}
-    undescribed = tuple(camid for camid in _camids(listing) if camid not in described)
-    return PackReport(out, manifest, dict(log.counts), rejected_csv, undescribed)
+    return PackReport(out, manifest, dict(log.counts), rejected_csv, _undescribed(source.cameras, listing))
 
 
 def _check_outside(out: Path, source: Source) -> None:
@@ -165,22 +163,38 @@ def _write_manifest(
     return manifest
 
 
-def _camids(listing: Listing) -> list[int]:
-    camids: list[int] = listing.table["camid"].unique().to_pylist()
-    return sorted(camids)
+def _seen_continents(listing: Listing) -> dict[int, set[str]]:
+    """Return the continents under which each camera's crops are packed."""
+    seen: dict[int, set[str]] = {}
+    pairs = listing.table.select(["camid", "continent"]).group_by(["camid", "continent"]).aggregate([])
+    for camid, continent in zip(pairs["camid"].to_pylist(), pairs["continent"].to_pylist(), strict=True):
+        seen.setdefault(camid, set()).add(continent)
+    return seen
+
+
+def _undescribed(cameras: tuple[Camera, ...], listing: Listing) -> tuple[int, ...]:
+    described = {camera.camid for camera in cameras}
+    seen = _seen_continents(listing).items()
+    return tuple(sorted(camid for camid, found in seen if UNKNOWN_CONTINENT in found and camid not in described))
 
 
 def _cameras_csv(cameras: tuple[Camera, ...], listing: Listing) -> str:
-    """Return the text of `cameras.csv`: what the owner wrote, continents as slugs, and every camera that was seen."""
+    """Return the text of `cameras.csv`: what the owner wrote, and every camera that was seen.
+
+    The continent is that of the camera's crops, blank where they have several (a table may name them).
+    """
     described = {camera.camid: camera for camera in cameras if camera.continent is not None}
+    seen = _seen_continents(listing)
     extra = list(dict.fromkeys(name for camera in cameras for name in camera.columns))
     columns = ["camid", "continent", *(name for name in extra if name not in ("camid", "continent"))]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    for camid in sorted({*described, *_camids(listing)}):
+    for camid in sorted({*described, *seen}):
         camera = described.get(camid, Camera(camid, UNKNOWN_CONTINENT))
-        writer.writerow({**camera.columns, "camid": camid, "continent": camera.continent})
+        found = seen.get(camid, {camera.continent})
+        continent = next(iter(found)) if len(found) == 1 else ""
+        writer.writerow({**camera.columns, "camid": camid, "continent": continent})
     return text.getvalue()
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from entire_id.errors import LayoutNotFoundError, SourceError
 from entire_id.records import JUNK_PID, NO_NUMBER, UNKNOWN_CONTINENT, Camera, Reason, Rejected, Sample, escape_key
-from entire_id.sources.cameras import CAMERAS_FILE, parse_cameras, read_cameras
+from entire_id.sources.cameras import CAMERAS_FILE, continent_slug, parse_cameras, read_cameras
 from entire_id.sources.files import Files, open_files
 
 __all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]
@@ -46,9 +46,9 @@ class Layout:
 
 
 def build_sample(
-    path: str, inner: str, split: str, numbers: NameParts, continents: Mapping[int, str | None]
+    path: str, inner: str, split: str, numbers: NameParts, continents: Mapping[int, str | None], named: str = ""
 ) -> Sample | Rejected:
-    """Return the sample, or why its numbers or its camera's continent cannot be packed.
+    """Return the sample, or why its numbers or its continent cannot be packed.
 
     Args:
         path: where the source finds the bytes.
@@ -56,14 +56,16 @@ def build_sample(
         split: one of `SPLITS`.
         numbers: what the name or table says.
         continents: camid → slug, None where `cameras.csv` gives one that cannot name a config.
+        named: the continent that the table names for this crop; `""` leaves it to the camera.
     """
     limits = (JUNK_PID, 0, NO_NUMBER, NO_NUMBER), (_INT32_MAX, _INT32_MAX, _INT32_MAX, _INT64_MAX)
     for name, value, low, high in zip(NameParts._fields, numbers, *limits, strict=True):
         if not low <= value <= high:
             return Rejected(path, Reason.NUMBER, f"{name} {value} is not in {low}..{high}")
-    continent = continents.get(numbers.camid, UNKNOWN_CONTINENT)
+    continent = continent_slug(named) if named else continents.get(numbers.camid, UNKNOWN_CONTINENT)
     if continent is None:
-        return Rejected(path, Reason.CONTINENT, f"cameras.csv names no usable continent for camera {numbers.camid}")
+        who = f"the table's {named!r}" if named else f"that of camera {numbers.camid} in cameras.csv"
+        return Rejected(path, Reason.CONTINENT, f"{who} cannot name a config")
     key = escape_key(f"{split}/{PurePosixPath(inner).with_suffix('')}")
     return Sample(path, split, key, *numbers, continent)
 
@@ -87,8 +89,8 @@ class CropSource:
         self._layout = layout
         base = _find_base(self._files, layout)
         self._prefix = f"{base}/" if base else ""
-        own = _read_cameras(self._files, self._prefix + CAMERAS_FILE)
-        self._cameras = read_cameras(cameras_path) if cameras_path else own
+        own = self._prefix + CAMERAS_FILE
+        self._cameras = read_cameras(cameras_path) if cameras_path else _own_cameras(self._files, own)
 
     @property
     def name(self) -> str:
@@ -150,9 +152,11 @@ def _find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
     raise LayoutNotFoundError(files.path, layout.folders, files.folders(""))
 
 
-def _read_cameras(files: Files, path: str) -> tuple[Camera, ...]:
-    try:
-        data = files.read(path)
-    except FileNotFoundError:
+def _own_cameras(files: Files, path: str) -> tuple[Camera, ...]:
+    """Return the cameras of the `cameras.csv` among the crops; none where there is none that can be trusted."""
+    if isinstance(files.check(path), Rejected):  # it will stand among the rejected files, unless it is missing
         return ()
-    return parse_cameras(data, files.path / path)
+    try:
+        return parse_cameras(files.read(path), files.path / path)
+    except OSError as error:
+        raise SourceError(files.path / path, error.strerror or str(error)) from error

@@ -9,7 +9,7 @@ from entire_id.sources.crops import Layout, NameParts
 __all__ = ["LAYOUT", "parse_name"]
 
 # The usual `([-\d]+)_c(\d)` reads camera 021 as 0: the whole name must match, and the whole number is the camera.
-_NAME = re.compile(r"(-1|[0-9]{1,19})_c([0-9]{1,19})s([0-9]{1,19})_([0-9]{1,19})")
+_NAME = re.compile(r"(-1|[0-9]{1,300})_c([0-9]{1,300})s([0-9]{1,300})_([0-9]{1,300})")
 
 
 def parse_name(stem: str) -> NameParts | None:

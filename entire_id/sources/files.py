@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import stat
+import struct
 import threading
 import zipfile
 import zlib
@@ -32,8 +34,11 @@ class Files(Protocol):
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below `path` (`""` is the top), sorted; empty where there are none."""
 
+    def check(self, path: str) -> str | Rejected:
+        """Return `path` if it can be read, else why not: `MISSING` where there is no such file."""
+
     def read(self, path: str) -> bytes:
-        """The bytes of one file. Raises OSError where it cannot be read."""
+        """The bytes of one file. Raises OSError where it cannot be read, EFBIG where no crop is as large."""
 
 
 def open_files(path: Path) -> Files:
@@ -77,33 +82,35 @@ class Folder:
             return
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if not _is_utf8(entry.name):
-                yield Rejected(os.fsencode(path).decode(errors="backslashreplace"), Reason.ENCODING)
-            elif entry.is_symlink():
-                yield self._link(path)
-            elif entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(path)
+            elif not _is_utf8(path):
+                yield Rejected(os.fsencode(path).decode(errors="backslashreplace"), Reason.ENCODING)
+            elif "\\" in path:
+                yield Rejected(path, Reason.UNSAFE_PATH, "a backslash in its name")
             elif entry.is_file(follow_symlinks=False):
                 yield path
             else:
-                yield Rejected(path, Reason.NOT_AN_IMAGE, "neither a file nor a folder")
+                yield self._resolve(path)
 
     def check(self, path: str) -> str | Rejected:
         """Return `path` if it is a file that lies in this folder, links resolved, else why it cannot be used."""
         if not is_safe_path(path):
             return Rejected(path, Reason.UNSAFE_PATH)
-        full = os.path.join(self._root, path)
-        if not os.path.lexists(full):
+        if not os.path.lexists(os.path.join(self._root, path)):
             return Rejected(path, Reason.MISSING)
-        return self._link(path)
+        return self._resolve(path)
 
-    def _link(self, path: str) -> str | Rejected:
-        target = os.path.realpath(os.path.join(self._root, path))
+    def _resolve(self, path: str) -> str | Rejected:
+        full = os.path.join(self._root, path)
+        target = os.path.realpath(full)
         if os.path.commonpath([self._root, target]) != self._root:
             return Rejected(path, Reason.LINK, "points out of the source")
-        if not os.path.isfile(target):
+        if os.path.isfile(target):
+            return path
+        if os.path.islink(full):
             return Rejected(path, Reason.LINK, "points to a folder or to nothing")
-        return path
+        return Rejected(path, Reason.NOT_AN_IMAGE, "no ordinary file")
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below `path`, sorted."""
@@ -141,56 +148,92 @@ class ZipArchive:
 
     @property
     def _archive(self) -> zipfile.ZipFile:
-        archive: zipfile.ZipFile | None = getattr(self._local, "archive", None)
-        if archive is None:
+        """The open archive of this thread."""
+        if not hasattr(self._local, "archive"):
             try:
-                archive = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
+                self._local.archive = zipfile.ZipFile(self.path)
+            except _ZIP_ERRORS as error:
                 raise SourceError(self.path, f"not a readable zip archive: {error}") from error
-            self._local.archive = archive
+        archive: zipfile.ZipFile = self._local.archive
         return archive
+
+    @property
+    def _entries(self) -> dict[str, zipfile.ZipInfo]:
+        """Name → entry; of two entries with one name the first."""
+        if not hasattr(self._local, "entries"):
+            self._local.entries = {}
+            for info in self._archive.infolist():
+                self._local.entries.setdefault(_plain_name(info), info)
+        entries: dict[str, zipfile.ZipInfo] = self._local.entries
+        return entries
 
     def walk(self) -> Iterator[str | Rejected]:
         """Every file entry once, in the order of names; of two entries with one name the first is kept."""
-        seen: set[str] = set()
-        for info in sorted(self._archive.infolist(), key=lambda info: info.filename):
-            if info.is_dir():
-                continue
-            yield (
-                Rejected(info.filename, Reason.DUPLICATE_KEY, "twice in the archive")
-                if info.filename in seen
-                else (self._entry(info))
-            )
-            seen.add(info.filename)
+        for info in sorted(self._archive.infolist(), key=_plain_name):
+            name = _plain_name(info)
+            if name.endswith("/") and not info.file_size:
+                continue  # a folder
+            if self._entries[name] is not info:
+                yield Rejected(name, Reason.DUPLICATE_KEY, "twice in the archive")
+            else:
+                yield _check_entry(name, info)
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below `path`, sorted."""
-        depth = len(PurePosixPath(path).parts)
-        parts = (PurePosixPath(name).parts for name in self._archive.namelist() if is_safe_path(name))
         prefix = PurePosixPath(path).parts
+        depth = len(prefix)
+        parts = (PurePosixPath(name).parts for name in self._entries if is_safe_path(name))
         return sorted({part[depth] for part in parts if part[:depth] == prefix and len(part) > depth + 1})
 
-    def _entry(self, info: zipfile.ZipInfo) -> str | Rejected:
-        if not is_safe_path(info.orig_filename) or not is_safe_path(info.filename):
-            return Rejected(info.filename, Reason.UNSAFE_PATH)
-        if not _is_utf8(info.filename):
-            return Rejected(info.filename.encode(errors="backslashreplace").decode(), Reason.ENCODING)
-        if stat.S_ISLNK(info.external_attr >> 16):
-            return Rejected(info.filename, Reason.LINK, "a link inside an archive")
-        if info.flag_bits & 1:
-            return Rejected(info.filename, Reason.UNREADABLE, "encrypted")
-        return info.filename
+    def check(self, path: str) -> str | Rejected:
+        """Return `path` if it is an entry that can be read, else why it cannot be used."""
+        info = self._entries.get(path)
+        return Rejected(path, Reason.MISSING) if info is None else _check_entry(path, info)
 
     def read(self, path: str) -> bytes:
         """The bytes of one entry. Raises OSError where it cannot be read, EFBIG where no crop is as large."""
+        info = self._entries.get(path)
+        if info is None:
+            raise FileNotFoundError(path)
+        _check_size(info.file_size)
         try:
-            info = self._archive.getinfo(path)
-            _check_size(info.file_size)
-            return self._archive.read(info)
-        except KeyError as error:
-            raise FileNotFoundError(path) from error
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
+            with self._archive.open(info) as entry:
+                return entry.read(info.file_size + 1)  # no more, whatever the compressed bytes hold
+        except _ZIP_ERRORS as error:
             raise OSError(f"damaged zip entry: {error}") from error
+
+
+# What zipfile and its decompressors raise on damaged archives; RuntimeError is "password required".
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    IndexError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def _plain_name(info: zipfile.ZipInfo) -> str:
+    name = info.filename
+    while name.startswith("./"):
+        name = name.removeprefix("./")
+    return name
+
+
+def _check_entry(name: str, info: zipfile.ZipInfo) -> str | Rejected:
+    if not is_safe_path(info.orig_filename) or not is_safe_path(name) or name.endswith("/"):
+        return Rejected(name, Reason.UNSAFE_PATH)
+    if not _is_utf8(name):
+        return Rejected(name.encode(errors="backslashreplace").decode(), Reason.ENCODING)
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return Rejected(name, Reason.LINK, "a link inside an archive")
+    if info.flag_bits & 1:
+        return Rejected(name, Reason.UNREADABLE, "encrypted")
+    return name
 
 
 def _check_size(num_bytes: int) -> None:

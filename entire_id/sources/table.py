@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from entire_id.errors import SourceError, TableError
 from entire_id.records import NO_NUMBER, SPLITS, Camera, Reason, Rejected, Sample
-from entire_id.sources.cameras import CAMERAS_FILE, continent_slug, read_cameras
+from entire_id.sources.cameras import CAMERAS_FILE, read_cameras
 from entire_id.sources.crops import NameParts, build_sample
 from entire_id.sources.files import Folder
 
@@ -20,6 +21,7 @@ __all__ = ["TABLE_SUFFIXES", "TableSource"]
 
 TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
 _REQUIRED = ("path", "pid", "camid", "split")
+_TABLE_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error)
 
 
 class TableSource:
@@ -83,9 +85,7 @@ class TableSource:
             )
         except ValueError as error:
             return Rejected(path, Reason.NUMBER, str(error))
-        if row.get("continent"):
-            continents = {numbers.camid: continent_slug(str(row["continent"]))}
-        return build_sample(path, path, split, numbers, continents)
+        return build_sample(path, path, split, numbers, continents, str(row.get("continent") or ""))
 
 
 def _integer(row: Mapping[str, Any], column: str, default: int | None = None) -> int:
@@ -94,10 +94,9 @@ def _integer(row: Mapping[str, Any], column: str, default: int | None = None) ->
         return default
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    try:
-        return int(str(value))
-    except ValueError:
-        raise ValueError(f"{column} {value!r} is no whole number") from None
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", str(value), re.ASCII):  # int() would read 12_3 as 123, too
+        raise ValueError(f"{column} {value!r} is no whole number")
+    return int(str(value))
 
 
 def _read_columns(path: Path) -> list[str]:
@@ -106,7 +105,7 @@ def _read_columns(path: Path) -> list[str]:
             return list(pq.read_schema(path).names)
         with path.open(encoding="utf-8-sig", newline="") as lines:
             return next(csv.reader(lines), [])
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+    except _TABLE_ERRORS as error:
         raise TableError(path, f"cannot be read ({error})") from error
 
 
@@ -119,5 +118,5 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
         else:
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 yield from csv.DictReader(lines)
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+    except _TABLE_ERRORS as error:
         raise TableError(path, f"cannot be read ({error})") from error

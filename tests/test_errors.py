@@ -1,0 +1,99 @@
+"""Errors: one root, standard ancestors, sentences with the facts in them."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from entire_id import errors
+from entire_id.errors import (
+    CamerasFileError,
+    ConfigNotFoundError,
+    CropRejectedError,
+    DatasetNotFoundError,
+    EntireIdError,
+    EvaluationError,
+    FeaturesError,
+    LayoutNotFoundError,
+    ManifestError,
+    NothingToPackError,
+    OutputExistsError,
+    SourceError,
+    SplitNotFoundError,
+    TableError,
+)
+
+CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, EntireIdError)]
+
+# error, the built-in that a caller may catch instead, what the sentence must hold
+EXAMPLES = [
+    (SourceError("a b", "no such file"), ValueError, ["'a b'", "no such file"]),
+    (LayoutNotFoundError("d", ["query"], ["x", "y"]), ValueError, ["'d'", "query", "'x', 'y'", "entire-id pack"]),
+    (LayoutNotFoundError("d", ["query"], []), ValueError, ["found nothing"]),
+    (CamerasFileError("c.csv", 3, "twice"), ValueError, ["'c.csv'", "line 3", "twice", "21,asia"]),
+    (TableError("t.csv", "no column pid", ["path"]), ValueError, ["'t.csv'", "no column pid", "path", "camid, split"]),
+    (CropRejectedError("x.jpg", "empty", ""), ValueError, ["'x.jpg'", "rejected: empty.", "--strict"]),
+    (CropRejectedError("x.jpg", "name", "expected y"), ValueError, ["name (expected y)"]),
+    (OutputExistsError(Path("out")), FileExistsError, ["'out'", "not empty", "Name a new folder"]),
+    (NothingToPackError("d", 7, "o.rejected.csv"), ValueError, ["'d'", "7 files", "'o.rejected.csv'"]),
+    (DatasetNotFoundError("d", "no such folder"), FileNotFoundError, ["'d'", "no such folder", "entire-id pack"]),
+    (ManifestError("d/manifest.json", "no JSON"), ValueError, ["'d/manifest.json'", "entire-id verify d"]),
+    (ConfigNotFoundError("d", "asia", ["default"]), KeyError, ["'d'", "'asia'", "it has default"]),
+    (SplitNotFoundError("d", "val", ["query", "gallery"]), KeyError, ["'val'", "query, gallery"]),
+    (SplitNotFoundError("d", "train", ["query"]), KeyError, ["'train'", "not released by the authors"]),
+    (FeaturesError("f.npy", "too short"), ValueError, ["'f.npy'", "too short", "entire-id embed"]),
+    (EvaluationError("shapes differ"), ValueError, ["shapes differ"]),
+]
+
+
+@pytest.mark.parametrize(("error", "builtin", "parts"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_the_sentence_holds_the_facts_and_the_next_step(error, builtin, parts):
+    assert isinstance(error, EntireIdError)
+    assert isinstance(error, builtin)
+    assert [part for part in parts if part not in str(error)] == []
+
+
+def test_every_error_has_an_example_here():
+    assert {type(error) for error, *_ in EXAMPLES} == set(CLASSES) - {EntireIdError}
+
+
+def test_every_error_is_public_and_in_the_drawn_tree():
+    names = {cls.__name__ for cls in CLASSES}
+    assert set(errors.__all__) == names
+    assert set(re.findall(r"\b[A-Z]\w+(?:Error)\b", errors.__doc__)) - {"ValueError", "KeyError"} >= names
+
+
+def test_facts_stay_as_attributes():
+    error = CropRejectedError("x.jpg", "empty", "0 bytes")
+    assert (error.path, error.reason, error.detail) == ("x.jpg", "empty", "0 bytes")
+    layout = LayoutNotFoundError(Path("d"), ["query"], iter(["x"]))
+    assert (layout.path, layout.expected, layout.found) == ("d", ("query",), ("x",))
+
+
+def test_a_key_error_reads_as_a_sentence_and_not_as_a_repr():
+    assert not str(ConfigNotFoundError("d", "asia", ["default"])).startswith(('"', "'\""))
+
+
+def test_a_long_list_of_folders_is_cut_in_the_message_but_not_in_the_attribute():
+    error = LayoutNotFoundError("d", ["query"], [f"folder{number}" for number in range(1000)])
+    assert len(str(error)) < 1000
+    assert len(error.found) == 1000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.OutputExistsError("a/b", "it is in use"),
+        errors.CropRejectedError("a.jpg", "empty", ""),
+        errors.CamerasFileError("cameras.csv", 3, "no number"),
+        errors.SplitNotFoundError("x", "train", ["query"]),
+        errors.EvaluationError("no"),
+    ],
+)
+def test_errors_cross_process_borders_whole(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.__dict__) == (type(error), str(error), error.__dict__)
