@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ __all__ = [
     "Column",
     "arrow_schema",
     "columns_table",
+    "is_continent",
     "meta_columns",
     "shard_columns",
     "tar_features",
@@ -22,6 +24,17 @@ __all__ = [
 
 RESERVED_CONFIGS = frozenset({"default", "test", "meta"})
 """Config names that a continent must not take."""
+
+_CONTINENT = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def is_continent(name: str) -> bool:
+    """Tell whether `name` can be a continent, and so the name of a config.
+
+    >>> is_continent("north_america"), is_continent("North America"), is_continent("test")
+    (True, False, False)
+    """
+    return bool(_CONTINENT.fullmatch(name)) and name not in RESERVED_CONFIGS
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,55 +11,89 @@ from pathlib import Path
 
 from entire_id.errors import OutputExistsError
 
-__all__ = ["new_folder", "sync"]
+__all__ = ["beside", "new_folder", "sync"]
 
-_MARK = ".unfinished"  # in every folder that is being made: only such a folder is ever cleared
+_MARK = ".unfinished"  # made first and removed last: a work folder without it is somebody else's
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """Return the path beside `out` whose name is that of `out` + `suffix`.
+
+    >>> beside(Path("sets/entire-id"), ".partial").as_posix()
+    'sets/entire-id.partial'
+    """
+    named = out if out.name not in {"", ".."} else out.resolve()
+    return named.with_name(named.name + suffix)
 
 
 @contextmanager
 def new_folder(out: Path, replaces: str | None = None) -> Iterator[Path]:
-    """Give an empty folder, `<out>.partial`, that becomes `out` on a clean exit.
+    """Give an empty folder that becomes `out` on a clean exit.
 
-    On an error it vanishes, together with the parent folders that were made for it. What a killed run left in
-    `<out>.partial` is cleared first.
+    It lies in `<out>.partial`. On an error that vanishes, together with the parent folders that were made for it. What
+    a killed run left there is cleared first.
 
     Args:
         out: a folder that is empty or does not exist.
         replaces: name of a file whose presence marks an older `out` that may be replaced.
 
     Raises:
-        OutputExistsError: `out`, or `<out>.partial`, holds something else.
+        OutputExistsError: `out`, or `<out>.partial`, holds something else, or another run is at work there.
     """
     target = out.resolve()
-    _check(out, target, replaces)
-    partial = target.with_name(target.name + ".partial")
-    if partial.exists() and any(partial.iterdir()) and not (partial / _MARK).is_file():
-        raise OutputExistsError(partial, "it is needed for the work, and holds something else")
-    shutil.rmtree(partial, ignore_errors=True)
-    missing = [parent for parent in partial.parents if not parent.exists()]
-    partial.mkdir(parents=True)
-    (partial / _MARK).touch()
+    _check_target(out, target, replaces)
+    work = beside(target, ".partial")
+    missing = [parent for parent in work.parents if not parent.exists()]
+    lock = _claim(work, out)
+    tree = work / "tree"
     try:
-        yield partial
-        (partial / _MARK).unlink()
-        sync(partial)
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir()
+        yield tree
+        for folder, _, _ in os.walk(tree):
+            sync(Path(folder))
         if replaces and (target / replaces).is_file():
             shutil.rmtree(target)
-        partial.replace(target)
+        tree.replace(target)
         sync(target.parent)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _release(work, lock)
         for parent in missing:
             with suppress(OSError):  # somebody else uses it by now
                 parent.rmdir()
         raise
+    _release(work, lock)
 
 
-def _check(out: Path, target: Path, replaces: str | None) -> None:
-    if not target.exists() or (replaces and (target / replaces).is_file()):
+def _check_target(out: Path, target: Path, replaces: str | None) -> None:
+    if not os.path.lexists(target) or (replaces and (target / replaces).is_file()):
         return
     if not target.is_dir() or any(target.iterdir()):
         raise OutputExistsError(out)
+
+
+def _claim(work: Path, out: Path) -> int:
+    """Make the work folder, lock its mark and return the lock."""
+    mark = work / _MARK
+    is_ours = work.is_dir() and not work.is_symlink() and (mark.is_file() or not any(work.iterdir()))
+    if os.path.lexists(work) and not is_ours:
+        raise OutputExistsError(work, "it is needed for the work, and holds something else")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
+    except BlockingIOError as error:
+        os.close(lock)
+        raise OutputExistsError(out, "another run is making it") from error
+    return lock
+
+
+def _release(work: Path, lock: int) -> None:
+    shutil.rmtree(work / "tree", ignore_errors=True)
+    (work / _MARK).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody put something there
+        work.rmdir()
+    os.close(lock)
 
 
 def sync(path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 from builders import CAMERAS, crop_names, pack_folder, write_crops
 
+collect_ignore = ["datasets3", "pythons"]  # programs of their own environments
+
 REAL_CROPS = Path(__file__).parents[2] / "shared" / "real" / "crops"
 
 

@@ -51,7 +51,12 @@ def test_parents_that_others_use_stay(tmp_path: Path) -> None:
 def test_killed_run_leaves_nothing_under_the_name_and_the_next_clears_up(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out"], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert names(tmp_path) == ["out.partial", "out.partial/.unfinished", "out.partial/half"]
+    assert names(tmp_path) == [
+        "out.partial",
+        "out.partial/.unfinished",
+        "out.partial/tree",
+        "out.partial/tree/half",
+    ]
     with new_folder(tmp_path / "out") as partial:
         (partial / "file").write_text("text")
     assert names(tmp_path) == ["out", "out/file"]
@@ -86,3 +91,11 @@ def test_relative_and_dotted_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with new_folder(Path("v1.2")):
         pass
     assert names(tmp_path) == ["v1.2"]
+
+
+def test_two_runs_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as tree:
+        with pytest.raises(OutputExistsError, match="another run is making it"), new_folder(tmp_path / "out"):
+            pass
+        (tree / "file").write_text("first")
+    assert names(tmp_path) == ["out", "out/file"]

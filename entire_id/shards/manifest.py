@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from entire_id.errors import DatasetNotFoundError, ManifestError
 from entire_id.records import SPLITS, is_safe_path
+from entire_id.schema import is_continent
 
 __all__ = [
+    "CAMERAS_FILE",
+    "FORMATS",
     "MANIFEST_FILE",
     "README_FILE",
     "SCHEMA_VERSION",
+    "VERSION",
     "FileEntry",
     "Manifest",
     "Shard",
@@ -25,6 +31,7 @@ __all__ = [
     "read_manifest",
 ]
 
+CAMERAS_FILE = "cameras.csv"
 MANIFEST_FILE = "manifest.json"
 README_FILE = "README.md"
 SCHEMA_VERSION = 1
@@ -32,6 +39,9 @@ SCHEMA_VERSION = 1
 
 FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
 """Formats of shards and their endings."""
+
+VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+"""A version of the content: three numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +194,8 @@ def read_manifest(folder: str | Path) -> Manifest:
 
     Raises:
         DatasetNotFoundError: no manifest lies there.
-        ManifestError: it is no manifest of a version that this package reads, its digest is not that of its files, or a
-            path in it leads out of the folder.
+        ManifestError: it is no manifest of a version that this package reads, contradicts itself, or names a path that
+            leads out of the folder.
     """
     folder = Path(folder)
     path = folder / MANIFEST_FILE
@@ -193,19 +203,16 @@ def read_manifest(folder: str | Path) -> Manifest:
         fields = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetNotFoundError(folder, _why_not(folder)) from error
+    except OSError as error:
+        raise ManifestError(path, error.strerror or str(error)) from error
     except ValueError as error:
         raise ManifestError(path, f"no JSON ({error})") from error
     if not isinstance(fields, dict) or fields.get("schema_version") != SCHEMA_VERSION:
         found = fields.get("schema_version") if isinstance(fields, dict) else None
         raise ManifestError(path, f"schema version {found!r}; this package reads {SCHEMA_VERSION}")
     manifest = _from_json(path, fields)
-    if manifest.content_sha256 != fields.get("content_sha256"):
-        raise ManifestError(path, "its content_sha256 is not the digest of the files it lists; it was edited")
-    listed = {entry.path for entry in manifest.files}
-    if unsafe := [name for name in listed if not is_safe_path(name)]:
-        raise ManifestError(path, f"{unsafe[0]!r} leads out of the folder")
-    if unlisted := {name for shard in manifest.shards for name in (shard.path, shard.meta_path)} - listed:
-        raise ManifestError(path, f"{min(unlisted)!r} is a shard, but not among the files")
+    for problem in _contradictions(manifest, fields):
+        raise ManifestError(path, problem)
     return manifest
 
 
@@ -220,6 +227,55 @@ def _from_json(path: Path, fields: dict[str, Any]) -> Manifest:
         shards = tuple(Shard(**{**shard, "pids": tuple(shard["pids"])}) for shard in fields["shards"])
         files = tuple(FileEntry(**entry) for entry in fields["files"])
         names = ("name", "version", "format", "seed", "shard_rows", "schema_version")
-        return Manifest(**{name: fields[name] for name in names}, shards=shards, files=files)
+        manifest = Manifest(**{name: fields[name] for name in names}, shards=shards, files=files)
     except (KeyError, TypeError) as error:
         raise ManifestError(path, f"malformed ({error})") from error
+    for shard in shards:
+        _check_types(path, shard)
+    for entry in files:
+        _check_types(path, entry)
+    _check_types(path, manifest)
+    return manifest
+
+
+def _check_types(path: Path, record: Manifest | Shard | FileEntry) -> None:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not _is_of(str(field.type), value):
+            raise ManifestError(path, f"{field.name} is {value!r}, expected {field.type}")
+
+
+def _is_of(kind: str, value: object) -> bool:
+    """Tell whether a JSON value is of a field's type; no number in a manifest is negative."""
+    match kind:
+        case "str":
+            return isinstance(value, str)
+        case "int":
+            return type(value) is int and value >= 0
+        case "tuple[int, ...]":
+            return isinstance(value, tuple) and all(_is_of("int", item) for item in value)
+        case _:
+            return True
+
+
+def _contradictions(manifest: Manifest, fields: dict[str, Any]) -> Iterator[str]:
+    """Yield what in a well-formed manifest cannot be."""
+    if manifest.content_sha256 != fields.get("content_sha256"):
+        yield "its content_sha256 is not the digest of the files it lists; it was edited"
+    if manifest.format not in FORMATS:
+        yield f"format {manifest.format!r} is none of {', '.join(FORMATS)}"
+    if not VERSION.fullmatch(manifest.version):
+        yield f"version {manifest.version!r} is not of the form 1.2.0"
+    if unsafe := [entry.path for entry in manifest.files if not is_safe_path(entry.path)]:
+        yield f"{unsafe[0]!r} leads out of the folder"
+    if not manifest.shards:
+        yield "it lists no shard"
+    for shard in manifest.shards:
+        if shard.split not in SPLITS or not is_continent(shard.continent):
+            yield f"{shard.path!r} is in split {shard.split!r} and continent {shard.continent!r}"
+    placed = {path for shard in manifest.shards for path in (shard.path, shard.meta_path)} | {CAMERAS_FILE}
+    listed = {entry.path for entry in manifest.files}
+    for name in sorted(placed ^ listed):
+        yield f"{name!r} is not among the files" if name in placed else f"{name!r} is a file of no shard"
+    if fields.get("totals") != {split: asdict(total) for split, total in manifest.splits.items()}:
+        yield "its totals are not those of its shards"

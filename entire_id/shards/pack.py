@@ -7,10 +7,10 @@ import errno
 import io
 import json
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import xxhash
@@ -22,9 +22,11 @@ from entire_id.shards.configs import render_readme
 from entire_id.shards.images import Unusable, image_size
 from entire_id.shards.listing import Listing, RejectedLog, list_crops
 from entire_id.shards.manifest import (
+    CAMERAS_FILE,
     FORMATS,
     MANIFEST_FILE,
     README_FILE,
+    VERSION,
     FileEntry,
     Manifest,
     Shard,
@@ -34,15 +36,14 @@ from entire_id.shards.parquet import ParquetShard, write_meta
 from entire_id.shards.plan import PlannedShard, plan_shards
 from entire_id.shards.records import Crops, ShardWriter, Spans
 from entire_id.shards.tar import TarShard
-from entire_id.staging import new_folder, sync
+from entire_id.staging import beside, new_folder, sync
 
-__all__ = ["CAMERAS_FILE", "ROW_GROUPS_KEY", "PackConfig", "PackReport", "pack"]
+__all__ = ["ROW_GROUPS_KEY", "PackConfig", "PackReport", "pack"]
 
-CAMERAS_FILE = "cameras.csv"
 ROW_GROUPS_KEY = b"row_groups"
 """Metadata key of a meta file: JSON list of how many rows each row group of its shard has, in order."""
 
-_VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+_MAX_GROUP_BYTES = 1 << 30  # an Arrow binary array ends at 2 GiB
 _WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
 
 
@@ -67,7 +68,7 @@ class PackConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if not _VERSION.fullmatch(self.version):
+        if not VERSION.fullmatch(self.version):
             raise ValueError(f"version {self.version!r} is not of the form 1.2.0")
         if self.format not in FORMATS:
             raise ValueError(f"format {self.format!r} is none of {', '.join(FORMATS)}")
@@ -117,7 +118,7 @@ def pack(
     _check_outside(out, source)
     with (
         new_folder(out) as partial,
-        RejectedLog(out.with_name(out.name + ".rejected.csv"), strict=config.strict) as log,
+        RejectedLog(beside(out, ".rejected.csv"), strict=config.strict) as log,
     ):
         listing = list_crops(source, config.seed, log, progress)
         written = _write_shards(source, listing, partial, config, log, progress)
@@ -135,11 +136,10 @@ def _check_outside(out: Path, source: Source) -> None:
         raise OutputExistsError(out, "it lies inside the folder of crops")
 
 
-def _write_text(folder: Path, name: str, text: str) -> FileEntry:
+def _write_text(folder: Path, name: str, text: str, rows: int = 0) -> FileEntry:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     sync(path)
-    rows = text.count("\n") - 1 if name.endswith(".csv") else 0
     return FileEntry(name, rows, path.stat().st_size, file_digest(path))
 
 
@@ -148,7 +148,8 @@ def _write_manifest(
 ) -> Manifest:
     """Write cameras.csv, manifest.json and README.md."""
     files = [entry for _, entries in written for entry in entries]
-    files.append(_write_text(folder, CAMERAS_FILE, cameras_csv))
+    num_cameras = len(list(csv.DictReader(io.StringIO(cameras_csv))))
+    files.append(_write_text(folder, CAMERAS_FILE, cameras_csv, num_cameras))
     manifest = Manifest(
         name=config.name,
         version=config.version,
@@ -217,15 +218,12 @@ def _write_shard(
     """Write a shard and its meta file; None if every crop of it was rejected."""
     path = f"data/{planned.stem}{FORMATS[format_]}"
     meta_path = f"meta/{planned.stem}.parquet"
-    for name in (path, meta_path):
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-    temporary = partial / (path + ".partial")
+    temporary = _temporary(partial, path)
     writer = _WRITERS[format_](temporary)
     labels, group_rows, num_bytes = [], [], 0
     try:
         for group in planned.groups():
-            crops = _read_crops(listing.take(group), source, log)
-            if len(crops):
+            for crops in _read_crops(listing.take(group), source, log):
                 writer.write(crops)
                 labels.append(crops.labels)
                 group_rows.append(len(crops))
@@ -239,7 +237,7 @@ def _write_shard(
         return None
     meta = _meta_table(pa.concat_tables(labels), path, spans, group_rows)
     _check_spans(temporary, spans, meta["xxh3"].to_pylist())
-    write_meta(partial / (meta_path + ".partial"), meta)
+    write_meta(_temporary(partial, meta_path), meta)
     entries = [_finish(partial, name, len(meta)) for name in (path, meta_path)]
     pids = sorted({pid for pid in meta["pid"].unique().to_pylist() if pid >= 0})
     image_bytes = int(spans.length.sum(dtype="int64"))
@@ -257,41 +255,58 @@ def _write_shard(
     return shard, entries
 
 
+def _temporary(partial: Path, name: str) -> Path:
+    return partial / f"{name.replace('/', '-')}.partial"
+
+
 def _finish(partial: Path, name: str, rows: int) -> FileEntry:
     """Flush a written file, give it its name and describe it."""
-    temporary = partial / (name + ".partial")
+    temporary, path = _temporary(partial, name), partial / name
     sync(temporary)
-    temporary.rename(partial / name)
-    return FileEntry(name, rows, (partial / name).stat().st_size, file_digest(partial / name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(path)
+    return FileEntry(name, rows, path.stat().st_size, file_digest(path))
 
 
-def _read_crops(rows: pa.Table, source: Source, log: RejectedLog) -> Crops:
-    """Read the images of `rows`; those that cannot be used go to `log`."""
-    images, widths, heights, digests, kept = [], [], [], [], []
+def _read_crops(rows: pa.Table, source: Source, log: RejectedLog) -> Iterator[Crops]:
+    """Yield the images of `rows`, all at once unless they are huge; those that cannot be used go to `log`."""
+    images: list[_Image] = []
     for number, path in enumerate(rows["path"].to_pylist()):
-        image = _read_image(path, source)
+        image = _read_image(path, number, source)
         if isinstance(image, Rejected):
             log.add(image)
             continue
-        data, width, height = image
-        kept.append(number)
-        images.append(data)
-        widths.append(width)
-        heights.append(height)
-        digests.append(xxhash.xxh3_64_hexdigest(data))
-    rows = rows.take(pa.array(kept, pa.int64()))
+        images.append(image)
+        if sum(len(image.data) for image in images) > _MAX_GROUP_BYTES:
+            yield _crops(rows, images)
+            images = []
+    if images:
+        yield _crops(rows, images)
+
+
+def _crops(rows: pa.Table, images: list[_Image]) -> Crops:
+    rows = rows.take(pa.array([image.row for image in images], pa.int64()))
     names = [path.rpartition("/")[2] for path in rows["path"].to_pylist()]
     columns = {name: rows[name] for name in rows.column_names} | {
-        "width": pa.array(widths, pa.int32()),
-        "height": pa.array(heights, pa.int32()),
-        "xxh3": pa.array(digests, pa.string()),
+        "width": pa.array([image.width for image in images]),
+        "height": pa.array([image.height for image in images]),
+        "xxh3": pa.array([xxhash.xxh3_64_hexdigest(image.data) for image in images]),
     }
     fields = [field for field in arrow_schema(shard_columns()) if field.name != "image"]
     labels = pa.table([columns[field.name].cast(field.type) for field in fields], pa.schema(fields))
-    return Crops(images, names, labels.combine_chunks())
+    return Crops([image.data for image in images], names, labels.combine_chunks())
 
 
-def _read_image(path: str, source: Source) -> tuple[bytes, int, int] | Rejected:
+class _Image(NamedTuple):
+    """One crop that was read: its row in the group, bytes, and size in px."""
+
+    row: int
+    data: bytes
+    width: int
+    height: int
+
+
+def _read_image(path: str, row: int, source: Source) -> _Image | Rejected:
     try:
         data = source.read(path)
     except FileNotFoundError:
@@ -302,7 +317,7 @@ def _read_image(path: str, source: Source) -> tuple[bytes, int, int] | Rejected:
     size = image_size(data)
     if isinstance(size, Unusable):
         return Rejected(path, size.reason, size.detail)
-    return data, size.width, size.height
+    return _Image(row, data, size.width, size.height)
 
 
 def _meta_table(labels: pa.Table, path: str, spans: Spans, group_rows: list[int]) -> pa.Table:

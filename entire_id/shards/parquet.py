@@ -80,26 +80,33 @@ def image_spans(path: Path) -> Spans:
     many bytes for every value (Apache Parquet format, "Encodings" and "Data Pages").
 
     Raises:
-        ManifestError: the column is compressed or dictionary-encoded, as no shard of ours is.
+        ManifestError: the column is missing, compressed or encoded in another way, as in no shard of ours.
     """
+    offsets, lengths = [], []
     with pq.ParquetFile(path) as shard, path.open("rb") as file:
-        metadata = shard.metadata
-        offsets, lengths = [], []
-        for group in range(metadata.num_row_groups):
-            row_group = metadata.row_group(group)
-            column = next(
-                chunk
-                for chunk in (row_group.column(number) for number in range(row_group.num_columns))
-                if chunk.path_in_schema == _IMAGE_LEAF
-            )
-            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
-                raise ManifestError(path, f"image bytes are {column.compression}, not plain")
+        for group in range(shard.num_row_groups):
+            column = _image_chunk(path, shard.metadata.row_group(group))
             file.seek(column.data_page_offset)
             chunk = file.read(column.total_compressed_size)
-            for offset, length in _chunk_spans(chunk, column.num_values):
-                offsets.append(column.data_page_offset + offset)
-                lengths.append(length)
+            try:
+                spans = list(_chunk_spans(chunk, column.num_values))
+            except (ValueError, IndexError) as error:
+                raise ManifestError(path, f"row group {group}: cannot follow the images ({error})") from error
+            offsets += [column.data_page_offset + offset for offset, _ in spans]
+            lengths += [length for _, length in spans]
     return Spans(np.array(offsets, np.int64), np.array(lengths, np.int32))
+
+
+def _image_chunk(path: Path, row_group: pq.RowGroupMetaData) -> pq.ColumnChunkMetaData:
+    """Return the image bytes' column chunk, if it is written as ours are."""
+    chunks = (row_group.column(number) for number in range(row_group.num_columns))
+    column = next((chunk for chunk in chunks if chunk.path_in_schema == _IMAGE_LEAF), None)
+    if column is None:
+        raise ManifestError(path, f"no column {_IMAGE_LEAF}")
+    if column.compression != "UNCOMPRESSED" or not {"PLAIN", "RLE"}.issuperset(column.encodings):
+        how = f"{column.compression}, {'/'.join(column.encodings)}"
+        raise ManifestError(path, f"image bytes do not lie plain in it ({how}); another tool rewrote it")
+    return column
 
 
 def _chunk_spans(chunk: bytes, num_values: int) -> Iterator[tuple[int, int]]:
@@ -107,7 +114,7 @@ def _chunk_spans(chunk: bytes, num_values: int) -> Iterator[tuple[int, int]]:
     while seen < num_values:
         header = _read_page_header(chunk, position)
         if header.page_type != _DATA_PAGE:
-            raise ManifestError("shard", f"page type {header.page_type} in the image column, expected a v1 data page")
+            raise ValueError(f"page type {header.page_type}, expected a v1 data page")
         # v1 pages: uint32 length of the run-length encoded definition levels, then the levels, then the values.
         position = header.stop + 4 + int.from_bytes(chunk[header.stop : header.stop + 4], "little")
         for _ in range(header.num_values):
@@ -116,7 +123,7 @@ def _chunk_spans(chunk: bytes, num_values: int) -> Iterator[tuple[int, int]]:
             position += 4 + length
         seen += header.num_values
         if position != header.stop + header.size:
-            raise ManifestError("shard", "values do not fill their page; is an image null?")
+            raise ValueError("values do not fill their page; is an image null?")
 
 
 class _PageHeader:
@@ -137,8 +144,8 @@ def _read_page_header(data: bytes, position: int) -> _PageHeader:
     inner = fields.get(5)
     num_values = inner.get(1, 0) if isinstance(inner, dict) else 0
     page_type, size = fields.get(1), fields.get(2)
-    if not isinstance(page_type, int) or not isinstance(size, int) or not isinstance(num_values, int):
-        raise ManifestError("shard", f"no page header at byte {position} of the image column")
+    if not (isinstance(page_type, int) and isinstance(size, int) and isinstance(num_values, int)):
+        raise ValueError(f"no page header at byte {position}")  # noqa: TRY004 the bytes are wrong, not a type
     return _PageHeader(page_type, size, num_values, stop)
 
 
@@ -188,4 +195,4 @@ def _read_value(data: bytes, position: int, kind: int) -> tuple[int | bytes | Th
         case 12:
             return _read_struct(data, position)
         case _:
-            raise ManifestError("shard", f"unexpected Thrift type {kind} in a page header")
+            raise ValueError(f"unexpected Thrift type {kind} in a page header")

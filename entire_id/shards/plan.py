@@ -152,7 +152,9 @@ def _order_chunks(members: Indices, sizes: Indices, rows: Rows, part: str, seed:
     order = np.lexsort((chunk_number, pids, hashes))
     # The order sorts by the high bits, so the low ones decide where a group ends: the same bits would end every group
     # of the first eighth and none after it.
-    is_end = hashes[order] % _GROUP_END_ONE_IN == 0
+    # A junk crop is a chunk of its own, so fewer of them do.
+    one_in = np.where(pids == JUNK_PID, _GROUP_END_ONE_IN * CHUNK_ROWS, _GROUP_END_ONE_IN).astype(np.uint64)
+    is_end = (hashes % one_in == 0)[order]
     chunk_rows = (stops - starts)[order]
     ordered = np.concatenate([members[starts[chunk] : stops[chunk]] for chunk in order.tolist()])
     return ordered, _group_stops(chunk_rows, is_end)

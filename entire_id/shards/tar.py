@@ -62,7 +62,7 @@ def read_crops(path: Path, batch_rows: int = 512) -> Iterator[tuple[list[bytes],
 
     Raises:
         tarfile.ReadError: the archive is damaged.
-        ValueError: an image without labels, or labels without an image.
+        ValueError: an image without labels of its own, or labels without an image.
     """
     schema = pa.schema([field for field in arrow_schema(shard_columns()) if field.name != "image"])
     images: list[bytes] = []
@@ -85,7 +85,10 @@ def _members(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             key = member.name.removesuffix(_IMAGE_SUFFIX)
             if labels is None or key == member.name or labels.name != key + _LABELS_SUFFIX:
                 raise ValueError(f"{member.name!r} is not followed by its labels")
-            yield _read(archive, member), json.loads(_read(archive, labels))
+            row = json.loads(_read(archive, labels))
+            if not isinstance(row, dict) or row.get("key") != key or not isinstance(row.get("path"), str):
+                raise ValueError(f"the labels of {member.name!r} are not its own")
+            yield _read(archive, member), row
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

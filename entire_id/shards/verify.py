@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import tarfile
@@ -23,7 +25,9 @@ from entire_id.records import PART_OF_SPLIT, Person, Progress, no_progress
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
 from entire_id.shards.configs import render_readme
+from entire_id.shards.images import image_size
 from entire_id.shards.manifest import (
+    CAMERAS_FILE,
     MANIFEST_FILE,
     README_FILE,
     FileEntry,
@@ -131,26 +135,42 @@ def verify(folder: str | Path, progress: Progress = no_progress) -> VerifyReport
 def _check_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     listed = {entry.path: entry for entry in manifest.files}
     found = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()
-    } - {MANIFEST_FILE, README_FILE}
-    for path in sorted(found - listed.keys()):
-        yield Problem(Kind.UNLISTED, path, "the manifest does not know it")
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
+    for path in sorted(found - listed.keys() - {MANIFEST_FILE, README_FILE}):
+        printable = os.fsencode(path).decode(errors="backslashreplace")
+        yield Problem(Kind.UNLISTED, printable, "the manifest does not know it")
     for entry in manifest.files:
         yield from _check_file(folder, entry)
-    readme = folder / README_FILE
-    if not readme.is_file():
+    yield from _check_readme(folder / README_FILE, render_readme(manifest))
+    yield from _check_cameras(folder / CAMERAS_FILE, listed[CAMERAS_FILE].rows)
+
+
+def _check_readme(path: Path, expected: str) -> Iterator[Problem]:
+    if not path.is_file():
         yield Problem(Kind.MISSING, README_FILE, "plain `datasets` finds no splits without it")
-    elif _front_matter(readme.read_text("utf-8")) != _front_matter(render_readme(manifest)):
+        return
+    found = path.read_text("utf-8", errors="replace")
+    if found != expected and _loading_rules(found) != _loading_rules(expected):
         yield Problem(Kind.README, README_FILE, "its configs or dataset_info are not those of the manifest")
 
 
-def _front_matter(readme: str) -> dict[str, object]:
-    """Return the parts of the YAML that decide what `datasets` loads."""
+def _loading_rules(readme: str) -> dict[str, object]:
+    """Return the parts of the YAML, which must start the page, that decide what `datasets` loads."""
+    if not readme.startswith("---\n"):
+        return {}
     try:
         front = yaml.safe_load(readme.split("---\n")[1])
         return {name: front.get(name) for name in ("configs", "dataset_info")}
-    except (IndexError, AttributeError, yaml.YAMLError):
+    except (AttributeError, yaml.YAMLError):
         return {}
+
+
+def _check_cameras(path: Path, expected_rows: int) -> Iterator[Problem]:
+    if path.is_file():
+        rows = len(list(csv.DictReader(io.StringIO(path.read_text("utf-8", errors="replace")))))
+        if rows != expected_rows:
+            yield Problem(Kind.ROWS, CAMERAS_FILE, f"{rows} cameras, the manifest says {expected_rows}")
 
 
 def _check_file(folder: Path, entry: FileEntry) -> Iterator[Problem]:
@@ -168,7 +188,8 @@ def _read_meta(folder: Path, shard: Shard) -> pa.Table | None:
         meta = pq.read_table(folder / shard.meta_path, partitioning=None)
     except (OSError, pa.ArrowException):
         return None
-    return meta if meta.schema.equals(arrow_schema(meta_columns())) else None
+    is_ours = meta.schema.equals(arrow_schema(meta_columns())) and not any(column.null_count for column in meta.columns)
+    return meta if is_ours else None
 
 
 def _check_shard(folder: Path, shard: Shard, format_: str) -> Iterator[Problem]:
@@ -178,7 +199,7 @@ def _check_shard(folder: Path, shard: Shard, format_: str) -> Iterator[Problem]:
         return
     meta = _read_meta(folder, shard)
     if meta is None:
-        yield Problem(Kind.SCHEMA, shard.meta_path, "not a meta file of this format")
+        yield Problem(Kind.SCHEMA, shard.meta_path, "unreadable, of other columns, or with nulls")
         return
     if len(meta) != shard.rows:
         yield Problem(Kind.ROWS, shard.meta_path, f"{len(meta)} rows, the manifest says {shard.rows}")
@@ -206,12 +227,10 @@ def _check_labels(shard: Shard, meta: pa.Table) -> Iterator[Problem]:
     pids = tuple(sorted(pid for pid in meta["pid"].unique().to_pylist() if pid >= 0))
     if pids != shard.pids:
         yield Problem(Kind.PLACE, shard.meta_path, "its people are not those that the manifest assigns to it")
-    if nulls := [name for name in meta.column_names if meta[name].null_count]:
-        yield Problem(Kind.SCHEMA, shard.meta_path, f"nulls in {', '.join(nulls)}")
 
 
 def _check_images(folder: Path, shard: Shard, meta: pa.Table, read_crops: ReadCrops) -> Iterator[Problem]:
-    row = 0
+    row = image_bytes = 0
     group_rows = []
     try:
         with (folder / shard.path).open("rb") as file:
@@ -221,14 +240,26 @@ def _check_images(folder: Path, shard: Shard, meta: pa.Table, read_crops: ReadCr
                 yield from _compare_images(file.fileno(), images, names, part)
                 row += len(images)
                 group_rows.append(len(images))
+                image_bytes += sum(len(image or b"") for image in images)
     except (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError) as error:
         yield Problem(Kind.UNREADABLE, shard.path, f"row {row}: {error}")
         return
     if row != len(meta):
         yield Problem(Kind.ROWS, shard.path, f"{row} rows, its meta file has {len(meta)}")
-    recorded = json.loads((meta.schema.metadata or {}).get(ROW_GROUPS_KEY, b"[]"))
+    if image_bytes != shard.image_bytes:
+        yield Problem(Kind.ROWS, shard.path, f"{image_bytes:,} image bytes, the manifest says {shard.image_bytes:,}")
+    recorded = _recorded_groups(meta)
     if sum(recorded) != row or (shard.path.endswith(".parquet") and recorded != group_rows):
         yield Problem(Kind.ROWS, shard.meta_path, "its row groups are not those of the shard")
+
+
+def _recorded_groups(meta: pa.Table) -> list[int]:
+    """Return the row-group sizes that a meta file records; none if they are no list of numbers."""
+    try:
+        groups = json.loads((meta.schema.metadata or {}).get(ROW_GROUPS_KEY, b""))
+    except ValueError:
+        return []
+    return groups if isinstance(groups, list) and all(type(size) is int for size in groups) else []
 
 
 def _compare_labels(shard: Shard, labels: pa.Table, meta: pa.Table) -> Iterator[Problem]:
@@ -242,18 +273,25 @@ def _compare_labels(shard: Shard, labels: pa.Table, meta: pa.Table) -> Iterator[
 
 
 def _compare_images(descriptor: int, images: list[bytes], names: list[str], meta: pa.Table) -> Iterator[Problem]:
-    columns = (meta[name].to_pylist() for name in ("key", "xxh3", "offset", "length"))
-    for image, name, key, digest, offset, length in zip(images, names, *columns, strict=False):
+    columns = (meta[name].to_pylist() for name in ("key", "xxh3", "width", "height", "offset", "length"))
+    for image, name, key, digest, *size, offset, length in zip(images, names, *columns, strict=False):
         if image is None or not name or "/" in name:
             yield Problem(Kind.IMAGE, key, "no bytes, or no plain file name")
         elif xxhash.xxh3_64_hexdigest(image) != digest:
             yield Problem(Kind.IMAGE, key, f"its bytes are not those of checksum {digest}")
-        elif os.pread(descriptor, length, offset) != image:
+        elif image_size(image) != tuple(size):
+            yield Problem(Kind.META, key, f"{size[0]} × {size[1]} px is not the size of the image")
+        elif length != len(image) or offset < 0 or os.pread(descriptor, length, offset) != image:
             yield Problem(Kind.OFFSET, key, f"bytes {offset}..{offset + length} are not the image")
 
 
 def _check_placement(manifest: Manifest) -> Iterator[Problem]:
-    """A person lies in one shard per split and continent."""
+    """A person lies in one shard per split and continent, and a shard has as many rows as its files."""
+    rows = {entry.path: entry.rows for entry in manifest.files}
+    for shard in manifest.shards:
+        for path in (shard.path, shard.meta_path):
+            if rows[path] != shard.rows:
+                yield Problem(Kind.ROWS, path, f"listed with {rows[path]} rows, its shard with {shard.rows}")
     seen: dict[tuple[str, str, int], str] = {}
     for shard in manifest.shards:
         for pid in shard.pids:

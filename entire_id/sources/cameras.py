@@ -10,13 +10,11 @@ from pathlib import Path
 
 from entire_id.errors import CamerasFileError, SourceError
 from entire_id.records import UNKNOWN_CONTINENT, Camera
-from entire_id.schema import RESERVED_CONFIGS
+from entire_id.schema import is_continent
 
 __all__ = ["CAMERAS_FILE", "continent_slug", "parse_cameras", "read_cameras"]
 
 CAMERAS_FILE = "cameras.csv"
-
-_SLUG = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def continent_slug(name: str) -> str | None:
@@ -29,7 +27,7 @@ def continent_slug(name: str) -> str | None:
     """
     letters = (letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     slug = re.sub(r"[\s\-]+", "_", "".join(letters).strip().lower())
-    return slug if _SLUG.fullmatch(slug) and slug not in RESERVED_CONFIGS else None
+    return slug if is_continent(slug) else None
 
 
 def parse_cameras(data: bytes, path: str | Path) -> tuple[Camera, ...]:
