@@ -5,6 +5,7 @@ Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 known error, 2 usage, 3
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from entire_id import __version__
 from entire_id.errors import EntireIdError
 from entire_id.records import Progress
 
@@ -27,14 +29,14 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="entire-id",
-    help="Pack, check, load and score ENTIRe-ID and other person re-identification data sets.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-EXIT_ERROR, EXIT_USAGE, EXIT_PROBLEMS = 1, 2, 3
+EXIT_ERROR, EXIT_PROBLEMS = 1, 3
+_WIDE = 10_000  # columns of a table that no terminal folds
 _PATIENCE_S = 2.0  # steps shorter than this show no progress bar
 
 
@@ -46,7 +48,7 @@ class Format(StrEnum):
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SeedOption = Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same bytes.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A packed data set.")]
 ModelOption = Annotated[str, typer.Option(help="Model that made the features: colour.")]
 FeaturesOption = Annotated[
@@ -56,6 +58,9 @@ FeaturesOption = Annotated[
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the caller closed it
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (EntireIdError, OSError) as error:
@@ -64,11 +69,21 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if sys.stderr is not None:
+        print(text, file=sys.stderr)
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1))
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Turn a value that a configuration refuses into a usage error."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -76,12 +91,21 @@ def _print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    Console(highlight=False, markup=False).print(table)
+    names, cells = list(columns), [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD if any(names) else None, pad_edge=False, show_header=any(names))
+    for number, name in enumerate(names):
+        is_number = cells and all(isinstance(row[number], (int, float)) for row in cells)
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(_cell(value) for value in row))
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(highlight=False, markup=False, width=width).print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 @contextmanager
@@ -92,7 +116,8 @@ def _progress() -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    bars = RichProgress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    bars = RichProgress(*columns, console=Console(stderr=True), disable=not is_terminal, transient=True)
     tasks: dict[str, Any] = {}
     start = time.monotonic()
 
@@ -115,6 +140,22 @@ def _quote(path: Path) -> str:
     return quote(str(path))
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the package's version."),
+    ] = False,
+) -> None:
+    """Pack, check, load and score ENTIRe-ID and other person re-identification data sets."""
+
+
 @app.command()
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
@@ -125,10 +166,8 @@ def sample(
     """Draw people in the layout of ENTIRe-ID: a toy to try everything on. No photograph of anyone."""
     from entire_id.sources.sample import SampleConfig, draw_sample
 
-    try:
+    with _usage():
         config = SampleConfig.of_size(crops, seed, train=train)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     with _progress() as progress:
         drawn = draw_sample(out, config, lambda done: progress("drawing", done, crops))
     _say(f"drew {drawn:,} crops in {out}\nnext: entire-id pack {_quote(out)} entire-id")
@@ -144,6 +183,7 @@ def pack(
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="Parquet, or tar for WebDataset.")] = Format.PARQUET,
     version: Annotated[str, typer.Option(help="Version of the content.")] = "1.0.0",
+    name: Annotated[str, typer.Option(help="Name of the data set. [default: that of the folder]")] = "",
     shard_size: Annotated[int, typer.Option(min=1, help="Crops a shard, unless one person has more.")] = 22_500,
     seed: SeedOption = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be packed.")] = False,
@@ -153,11 +193,10 @@ def pack(
     from entire_id.shards.pack import PackConfig
     from entire_id.shards.pack import pack as pack_source
     from entire_id.sources.layouts import open_source
+    from entire_id.sources.table import TABLE_SUFFIXES
 
-    try:
-        config = PackConfig(version, format_.value, shard_rows=shard_size, seed=seed, strict=strict)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    with _usage():
+        config = PackConfig(version, format_.value, name, shard_size, seed, strict)
     opened = open_source(source, layout, cameras)
     unusable = sorted(str(camera.camid) for camera in opened.cameras if camera.continent is None)
     if unusable:
@@ -172,10 +211,13 @@ def pack(
         _print_json(_totals(report.manifest) | {"rejected": report.rejected, "rejected_csv": rejected_csv})
     else:
         _print_totals(report.manifest)
-    _tell_pack(report, out)
+    _tell_pack(report)
+    if source.suffix.lower() not in TABLE_SUFFIXES and not {"train", "val"} & report.manifest.splits.keys():
+        _say("there is no train part (ENTIRe-ID's was not released by the authors)")
+    _say(f"packed into {out}\nnext: entire-id verify {_quote(out)}")
 
 
-def _tell_pack(report: PackReport, out: Path) -> None:
+def _tell_pack(report: PackReport) -> None:
     if report.rejected:
         counts = ", ".join(f"{number:,} {reason}" for reason, number in sorted(report.rejected.items()))
         total = sum(report.rejected.values())
@@ -185,9 +227,6 @@ def _tell_pack(report: PackReport, out: Path) -> None:
             f"continent is 'unknown' for {len(report.cameras_undescribed)} cameras that no cameras.csv describes; its "
             "columns are camid, continent, and whatever else you know"
         )
-    if not {"train", "val"} & report.manifest.splits.keys():
-        _say("there is no train part (ENTIRe-ID's was not released by the authors)")
-    _say(f"packed into {out}\nnext: entire-id verify {_quote(out)}")
 
 
 def _totals(manifest: Manifest) -> dict[str, Any]:
@@ -236,6 +275,7 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
         _say(f"{report.duplicate_images:,} images occur more than once within a part")
     if report.problems:
         raise typer.Exit(EXIT_PROBLEMS)
+    _say(f"next: entire-id embed {_quote(folder)}")
 
 
 @app.command()
@@ -267,13 +307,18 @@ def embed(
     features: FeaturesOption = None,
 ) -> None:
     """Compute a feature for every crop."""
+    from entire_id.loading.embed import MODELS, features_folder
     from entire_id.loading.embed import embed as embed_folder
-    from entire_id.loading.embed import features_folder
 
+    if model not in MODELS:
+        raise typer.BadParameter(f"no model {model!r}; there is {', '.join(MODELS)}")
     out = features or features_folder(folder, model)
     with _progress() as progress:
         embed_folder(folder, split or ["query", "gallery"], model, out, progress)
-    _say(f"features are in {out}\nnext: entire-id evaluate {_quote(folder)} --features {_quote(out)}")
+    _say(f"features are in {out}")
+    if all((out / f"{name}.npy").is_file() for name in ("query", "gallery")):
+        option = f" --features {_quote(features)}" if features else ""
+        _say(f"next: entire-id evaluate {_quote(folder)}{option}")
 
 
 @app.command()
@@ -281,18 +326,17 @@ def evaluate(
     folder: FolderArgument, model: ModelOption = "colour", features: FeaturesOption = None, as_json: JsonOption = False
 ) -> None:
     """Score features by the field's rule: mAP, CMC, mINP."""
-    from entire_id.evaluation.ranking import evaluate as evaluate_features
-    from entire_id.loading.embed import features_folder, read_features
+    from entire_id.loading.embed import features_folder
+    from entire_id.score import score_features
 
-    home = features or features_folder(folder, model)
-    query, gallery = (read_features(folder, split, home) for split in ("query", "gallery"))
-    scores = evaluate_features(query.values, gallery.values, query.pids, gallery.pids, query.camids, gallery.camids)
+    with _progress() as progress:
+        scores = score_features(folder, features or features_folder(folder, model), progress)
     if as_json:
         _print_json(scores.to_dict())
         return
     names = {"mAP": scores.mAP, "Rank-1": scores.rank(1), "Rank-5": scores.rank(5), "Rank-10": scores.rank(10)}
     names["mINP"] = scores.mINP
-    _print_table(["score", "%"], [(name, f"{100 * value:.2f}") for name, value in names.items()])
+    _print_table(["score", "%"], [(name, 100 * value) for name, value in names.items()])
     skipped = scores.num_query - scores.num_valid_query
     _say(
         f"{scores.num_valid_query:,} queries against {scores.num_gallery:,} gallery crops, {skipped:,} queries skipped"
@@ -308,7 +352,6 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="People or queries at most.")] = 8,
     model: ModelOption = "colour",
     features: FeaturesOption = None,
-    seed: SeedOption = 0,
 ) -> None:
     """Draw a grid of crops by identity and camera, or ranked lists with right and wrong framed."""
     from entire_id.loading.embed import features_folder
@@ -317,11 +360,13 @@ def show(
     if out.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise typer.BadParameter(f"{str(out)!r} ends neither in .png nor in .jpg")
     if ranked:
-        picture = draw_ranking(folder, features or features_folder(folder, model), rows, seed=seed)
+        picture = draw_ranking(folder, features or features_folder(folder, model), rows)
     else:
         picture = draw_people(folder, split, rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)
-    _say(f"drew {out}")
+    legend = "; blue: query, green: same person, red: somebody else, best query first" if ranked else ""
+    _say(f"drew {out}{legend}")
 
 
 @app.command()
@@ -333,12 +378,15 @@ def demo(
     """Go the whole way on drawn people: sample, pack, verify, load, stream, embed, evaluate, picture."""
     from entire_id.demo import DemoConfig, run_demo
 
+    config = DemoConfig(out, crops, seed)
+    with _usage():
+        config.sample  # noqa: B018 refuses what cannot be drawn
     with _progress() as progress:
-        steps = run_demo(DemoConfig(out, crops, seed), progress)
-    _print_table(["step", "result", "s"], [(step.name, step.result, f"{step.seconds:.1f}") for step in steps])
+        steps = run_demo(config, progress)
+    _print_table(["step", "result", "s"], [(step.name, step.result, step.seconds) for step in steps])
     _say(
         f"everything is in {out}: crops/, entire-id/, people.png, ranking.png\n"
         "with the real crops (query/ and bounding_box_test/ in one folder CROPS), type:\n"
-        "  entire-id pack CROPS entire-id\n"
-        "  entire-id verify entire-id"
+        f"  {_quote(Path(sys.argv[0]))} pack CROPS entire-id\n"
+        f"  {_quote(Path(sys.argv[0]))} verify entire-id"
     )

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entire_id.errors import ManifestError, OutputExistsError
-from entire_id.evaluation.ranking import evaluate
-from entire_id.loading.embed import embed, read_features
+from entire_id.loading.embed import embed
 from entire_id.loading.hf import load
 from entire_id.records import Progress, no_progress
+from entire_id.score import score_features
 from entire_id.shards.pack import PackConfig, pack
 from entire_id.shards.verify import verify
 from entire_id.show import draw_people, draw_ranking
@@ -22,6 +22,8 @@ from entire_id.sources.sample import SampleConfig, draw_sample
 __all__ = ["DemoConfig", "Step", "run_demo"]
 
 _MARK = ".entire-id-demo"
+_MADE = {_MARK, "crops", "entire-id", "entire-id.features", "people.png", "ranking.png"}
+_MADE |= {f"{name}.partial" for name in _MADE}  # of a demo that was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class DemoConfig:
     folder: Path
     num_crops: int = 2000
     seed: int = 0
+
+    @property
+    def sample(self) -> SampleConfig:
+        """What is drawn. Raises ValueError where that cannot be."""
+        return SampleConfig.of_size(self.num_crops, self.seed)
 
     @property
     def crops(self) -> Path:
@@ -71,6 +78,7 @@ def run_demo(config: DemoConfig, progress: Progress = no_progress) -> list[Step]
     Raises:
         OutputExistsError: the folder holds something that no demo made.
     """
+    config.sample  # noqa: B018 a size that cannot be drawn is refused before anything is cleared
     _clear(config.folder)
     steps = []
     for name, action in _STEPS.items():
@@ -82,17 +90,17 @@ def run_demo(config: DemoConfig, progress: Progress = no_progress) -> list[Step]
 
 
 def _clear(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / _MARK).is_file():
-            raise OutputExistsError(folder, "it holds something that no demo made")
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if strangers := found - _MADE if _MARK in found else found:
+        raise OutputExistsError(folder, f"it holds {min(strangers)!r}, which no demo made")
+    if found:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
 
 
 def _sample(config: DemoConfig, progress: Progress) -> str:
-    sample = SampleConfig.of_size(config.num_crops, config.seed)
-    drawn = draw_sample(config.crops, sample, lambda done: progress("sample", done, config.num_crops))
+    drawn = draw_sample(config.crops, config.sample, lambda done: progress("sample", done, config.num_crops))
     return f"{drawn:,} crops of drawn people"
 
 
@@ -105,7 +113,9 @@ def _pack(config: DemoConfig, progress: Progress) -> str:
 def _verify(config: DemoConfig, progress: Progress) -> str:
     report = verify(config.packed, progress)
     if report.problems:
-        raise ManifestError(config.packed, f"{len(report.problems)} problems, the first: {report.problems[0]}")
+        raise ManifestError(
+            config.packed, f"{len(report.problems)} problems, the first: {report.problems[0]}", config.packed
+        )
     return f"{report.rows:,} rows, no problem"
 
 
@@ -119,8 +129,8 @@ def _load(config: DemoConfig, progress: Progress) -> str:
 
 def _stream(config: DemoConfig, progress: Progress) -> str:
     rows = load(config.packed, split="gallery", streaming=True)
-    people = {row["pid"] for row in rows.take(256)}
-    return f"256 rows, {len(people)} people among them"
+    pids = [row["pid"] for row in rows.take(256)]
+    return f"{len(pids)} rows, {len(set(pids))} people among them"
 
 
 def _embed(config: DemoConfig, progress: Progress) -> str:
@@ -129,8 +139,7 @@ def _embed(config: DemoConfig, progress: Progress) -> str:
 
 
 def _evaluate(config: DemoConfig, progress: Progress) -> str:
-    query, gallery = (read_features(config.packed, split, config.features) for split in ("query", "gallery"))
-    scores = evaluate(query.values, gallery.values, query.pids, gallery.pids, query.camids, gallery.camids)
+    scores = score_features(config.packed, config.features, progress)
     return f"mAP {scores.mAP:.1%}, Rank-1 {scores.rank(1):.1%}, mINP {scores.mINP:.1%}"
 
 

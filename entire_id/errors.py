@@ -8,8 +8,10 @@
     │   └── CropRejectedError                 --strict, and one crop was rejected
     ├── OutputExistsError (FileExistsError)   the target folder holds something
     ├── NothingToPackError (ValueError)       no crop survived
-    ├── DatasetNotFoundError (FileNotFoundError)  no packed data set, no such repository
-    ├── ManifestError (ValueError)            manifest.json is unreadable, or disagrees with the files
+    ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
+    ├── RepositoryNotFoundError (FileNotFoundError)  no such repository or revision, or it cannot be reached
+    ├── ManifestError (ValueError)            a data set is not what its manifest says
+    ├── ImageDecodeError (OSError)            a packed image does not decode
     ├── ConfigNotFoundError (KeyError)        no such config
     ├── SplitNotFoundError (KeyError)         no such split, e.g. the unreleased train part
     ├── FeaturesError (ValueError)            features do not belong to the data set
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 __all__ = [
     "CamerasFileError",
@@ -32,10 +35,12 @@ __all__ = [
     "EntireIdError",
     "EvaluationError",
     "FeaturesError",
+    "ImageDecodeError",
     "LayoutNotFoundError",
     "ManifestError",
     "NothingToPackError",
     "OutputExistsError",
+    "RepositoryNotFoundError",
     "SourceError",
     "SplitNotFoundError",
     "TableError",
@@ -76,12 +81,16 @@ class LayoutNotFoundError(SourceError):
         self.expected = tuple(expected)
         self.found = tuple(found)
         shown = ", ".join(repr(name) for name in self.found[:8]) or "nothing"
-        super().__init__(
-            path,
-            f"none of the folders {', '.join(self.expected)} is there; found {shown}. Give the folder or zip that "
-            "holds them, or describe your own crops in a table: entire-id pack crops.csv OUT "
-            "(columns path, pid, camid, split)",
-        )
+        if Path(path).resolve().name in self.expected:
+            advice = "That is one of them: give the folder that holds it"
+        elif (Path(path) / "manifest.json").is_file():
+            advice = "It is packed already: see entire-id info"
+        else:
+            advice = (
+                "Give the folder or zip that holds them, or describe your own crops in a table: entire-id pack "
+                "crops.csv OUT (columns path, pid, camid, split)"
+            )
+        super().__init__(path, f"none of the folders {', '.join(self.expected)} is there; found {shown}. {advice}")
 
 
 class CamerasFileError(SourceError):
@@ -101,6 +110,8 @@ class TableError(SourceError):
     def __init__(self, path: str | Path, what: str, found: Iterable[str] = ()) -> None:
         self.found = tuple(found)
         columns = f" (its columns: {', '.join(self.found)})" if self.found else ""
+        if len(self.found) == 1 and ";" in self.found[0]:
+            columns += "; separate columns by commas"
         needs = "A table needs path, pid, camid, split, and may have seq, frame, continent"
         super().__init__(path, f"{what}{columns}. {needs}")
 
@@ -132,26 +143,42 @@ class NothingToPackError(EntireIdError, ValueError):
         self.path = str(path)
         self.num_rejected = num_rejected
         why = f"{num_rejected} files, all rejected; the reasons are in {str(rejected_csv)!r}"
-        super().__init__(
-            f"{self.path!r} holds no crop that can be packed: {why if rejected_csv else 'no file at all'}. "
-            "Expected names like 00009_c021s0_760487.jpg"
-        )
+        super().__init__(f"{self.path!r} holds no crop that can be packed: {why if rejected_csv else 'no file at all'}")
 
 
 class DatasetNotFoundError(EntireIdError, FileNotFoundError):
-    """No packed data set lies there, and no repository has that name."""
+    """No packed data set lies there."""
 
     def __init__(self, path: str | Path, why: str) -> None:
         self.path = str(path)
         super().__init__(f"no packed data set at {self.path!r}: {why}. Make one with: entire-id pack CROPS OUT")
 
 
-class ManifestError(EntireIdError, ValueError):
-    """`manifest.json` cannot be read, or disagrees with the files beside it."""
+class RepositoryNotFoundError(EntireIdError, FileNotFoundError):
+    """No repository has that name or revision, or it cannot be reached."""
 
-    def __init__(self, path: str | Path, what: str) -> None:
+    def __init__(self, name: str, why: str) -> None:
+        self.name = name
+        super().__init__(f"no data set {name!r} on the Hub: {why}")
+
+
+class ManifestError(EntireIdError, ValueError):
+    """A packed data set is not what its manifest says."""
+
+    def __init__(self, path: str | Path, what: str, folder: str | Path | None = None) -> None:
         self.path = str(path)
-        super().__init__(f"{self.path!r}: {what}. See every problem with: entire-id verify {Path(self.path).parent}")
+        self.folder = None if folder is None else str(folder)
+        hint = f". See every problem with: entire-id verify {quote(self.folder)}" if self.folder else ""
+        super().__init__(f"{self.path!r}: {what}{hint}")
+
+
+class ImageDecodeError(EntireIdError, OSError):
+    """A packed image does not decode."""
+
+    def __init__(self, folder: str | Path, key: str, what: str) -> None:
+        self.folder = str(folder)
+        self.key = key
+        super().__init__(f"{self.folder!r}: the image of {key!r} does not decode ({what})")
 
 
 class ConfigNotFoundError(EntireIdError, KeyError):
@@ -167,17 +194,21 @@ class ConfigNotFoundError(EntireIdError, KeyError):
 class SplitNotFoundError(EntireIdError, KeyError):
     """The config has no such split; the train part of ENTIRe-ID has not been released by its authors."""
 
-    def __init__(self, path: str | Path, split: str, splits: Iterable[str]) -> None:
+    def __init__(self, path: str | Path, split: str, splits: Iterable[str], others: Iterable[str] = ()) -> None:
         self.path = str(path)
         self.split = split
         self.splits = tuple(splits)
-        reason = (
-            " The train part of ENTIRe-ID was not released by the authors; only query and gallery were. Once you have "
-            "it, put it beside them as bounding_box_train/ and pack again."
-            if split == "train"
-            else ""
-        )
-        super().__init__(f"{self.path!r} has no split {split!r}; it has {', '.join(self.splits)}.{reason}")
+        self.others = tuple(others)
+        if self.others:
+            reason = f" It is in config {', '.join(self.others)}."
+        elif split == "train":
+            reason = (
+                " The train part of ENTIRe-ID was not released by the authors; only query and gallery were. Once you "
+                "have it, put it beside them as bounding_box_train/ and pack again."
+            )
+        else:
+            reason = ""
+        super().__init__(f"{self.path!r} has no split {split!r} here; there is {', '.join(self.splits)}.{reason}")
 
 
 class FeaturesError(EntireIdError, ValueError):

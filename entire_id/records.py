@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "escape_key",
     "is_safe_path",
+    "is_utf8",
     "no_progress",
 ]
 
@@ -171,3 +172,14 @@ def is_safe_path(path: str) -> bool:
         return False
     pure = PurePosixPath(path)
     return not pure.is_absolute() and ".." not in pure.parts
+
+
+def is_utf8(name: str) -> bool:
+    """Tell whether a name from the file system is text: surrogates stand for bytes that are not UTF-8."""
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from entire_id.errors import OutputExistsError
+from entire_id.records import is_utf8
 
 __all__ = ["beside", "new_folder", "sync"]
 
@@ -27,7 +28,7 @@ def beside(out: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def new_folder(out: Path, replaces: str | None = None) -> Iterator[Path]:
+def new_folder(out: Path, replaces: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Give an empty folder that becomes `out` on a clean exit.
 
     It lies in `<out>.partial`. On an error that vanishes, together with the parent folders that were made for it. What
@@ -35,7 +36,7 @@ def new_folder(out: Path, replaces: str | None = None) -> Iterator[Path]:
 
     Args:
         out: a folder that is empty or does not exist.
-        replaces: name of a file whose presence marks an older `out` that may be replaced.
+        replaces: tells whether an older `out` may be replaced; none may by default.
 
     Raises:
         OutputExistsError: `out`, or `<out>.partial`, holds something else, or another run is at work there.
@@ -52,7 +53,8 @@ def new_folder(out: Path, replaces: str | None = None) -> Iterator[Path]:
         yield tree
         for folder, _, _ in os.walk(tree):
             sync(Path(folder))
-        if replaces and (target / replaces).is_file():
+        if replaces and target.is_dir() and any(target.iterdir()):
+            _check_target(out, target, replaces)
             shutil.rmtree(target)
         tree.replace(target)
         sync(target.parent)
@@ -65,10 +67,13 @@ def new_folder(out: Path, replaces: str | None = None) -> Iterator[Path]:
     _release(work, lock)
 
 
-def _check_target(out: Path, target: Path, replaces: str | None) -> None:
-    if not os.path.lexists(target) or (replaces and (target / replaces).is_file()):
+def _check_target(out: Path, target: Path, replaces: Callable[[Path], bool] | None) -> None:
+    if not is_utf8(str(target)):
+        raise OutputExistsError(out, "its name is not UTF-8")
+    if not os.path.lexists(target):
         return
-    if not target.is_dir() or any(target.iterdir()):
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if not is_empty and not (replaces and target.is_dir() and replaces(target)):
         raise OutputExistsError(out)
 
 

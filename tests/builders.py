@@ -49,7 +49,7 @@ CAMERAS = "camid,continent,scene\n0,asia,street\n1,asia,mall\n21,europe,beach\n"
 
 def pack_folder(source: Path, out: Path, **options: object) -> Path:
     """Pack and return `out`."""
-    pack(open_source(source), out, PackConfig(**options))
+    pack(open_source(source), out, PackConfig(**{"name": "entire-id"} | options))
     return out
 
 

@@ -522,7 +522,7 @@ def test_the_command_says_in_one_sentence_what_it_cannot_read(tmp_path):
     for source, part in {
         "crops": "camera 1 stands there twice",
         "t.csv": "no column camid, split",
-        "broken.zip": "neither a folder nor a zip",
+        "broken.zip": "neither a folder",
     }.items():
         done = run("pack", tmp_path / source, tmp_path / "out")
         assert (done.returncode, done.stdout) == (1, ""), done.stderr

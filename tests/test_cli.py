@@ -92,8 +92,15 @@ def test_info_counts_crops_by_continent(packed: Path) -> None:
         (["evaluate", "entire-id", "--features", "none"], 1, "entire-id embed DIR --model colour"),
         (["embed", "entire-id", "--split", "train"], 1, "not released by the authors"),
         (["show", "entire-id", "picture.gif"], 2, "ends neither in .png nor in .jpg"),
-        (["demo", "crops"], 1, "it holds something that no demo made"),
+        (["demo", "crops"], 1, "which no demo made"),
         (["sample", "crops"], 1, "it is not empty"),
+        (["pack", "crops", "out", "--seed", "-1"], 2, "Invalid value for '--seed'"),
+        (["demo", "out", "--crops", "2000000"], 2, "expected 20 to 1,000,000"),
+        (["pack", "crops/query", "out"], 1, "That is one of them: give the folder that holds it"),
+        (["pack", "entire-id", "out"], 1, "It is packed already: see entire-id info"),
+        (["pack", "crops/cameras.csv", "out"], 1, "no column path, pid, split"),
+        (["pack", "crops/query/00000_c000s0_760487.jpg", "out"], 1, "neither a folder, nor a whole zip archive, nor a"),
+        (["embed", "entire-id", "--model", "resnet"], 2, "no model 'resnet'; there is colour"),
     ],
 )
 def test_errors_say_what_to_do_and_have_their_exit_code(
@@ -125,3 +132,28 @@ def test_strict_stops_at_the_first_bad_file(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "'query/anna.jpg': rejected: name" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+def test_tables_in_a_pipe_are_not_folded(packed: Path) -> None:
+    os.truncate(packed / "data/query/asia-00000.parquet", 100)
+    lines = entire_id("verify", packed).stdout.splitlines()
+    assert any("data/query/asia-00000.parquet" in line and "expected" in line for line in lines)
+
+
+def test_terminals_that_know_ascii_only_and_closed_streams_are_no_trouble(packed: Path) -> None:
+    (packed / "größe").write_text("")
+    for options in ([], ["--json"]):
+        command = [sys.executable, "-m", "entire_id", "verify", str(packed), *options]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 3, done.stderr
+        assert "gr" in done.stdout
+    closed = subprocess.run(
+        f"{sys.executable} -m entire_id verify {packed} 2>&-", shell=True, capture_output=True, text=True, check=False
+    )
+    assert closed.returncode == 3
+    assert "unlisted" in closed.stdout
+
+
+def test_version_of_the_package() -> None:
+    assert entire_id("--version").stdout == "0.1.0\n"

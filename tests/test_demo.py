@@ -31,3 +31,11 @@ def test_folder_of_something_else_is_refused_and_untouched(tmp_path: Path) -> No
     with pytest.raises(OutputExistsError, match="no demo made"):
         run_demo(DemoConfig(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_others_put_into_a_demo_is_not_lost(tmp_path: Path) -> None:
+    run_demo(DemoConfig(tmp_path / "demo", num_crops=60))
+    (tmp_path / "demo" / "real").mkdir()
+    with pytest.raises(OutputExistsError, match="it holds 'real', which no demo made"):
+        run_demo(DemoConfig(tmp_path / "demo", num_crops=60))
+    assert (tmp_path / "demo" / "real").is_dir()

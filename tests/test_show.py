@@ -43,8 +43,9 @@ def test_ranked_lists_frame_right_and_wrong(packed: Path, tmp_path: Path) -> Non
 
 
 def test_ranking_leaves_out_what_the_scores_leave_out(tmp_path: Path) -> None:
-    """The gallery holds the query's own camera and one junk crop beside one other person."""
+    """Beside one right crop the gallery holds the query's own camera, one junk crop and one other person."""
     names = [
+        "bounding_box_test/00001_c001s0_1.jpg",
         "query/00001_c000s0_1.jpg",
         "bounding_box_test/00001_c000s0_2.jpg",
         "bounding_box_test/-1_c001s0_1.jpg",
@@ -54,13 +55,19 @@ def test_ranking_leaves_out_what_the_scores_leave_out(tmp_path: Path) -> None:
     features = embed(packed, ["query", "gallery"], "colour", tmp_path / "features")
     picture = draw_ranking(packed, features)
     assert has_colour(picture, show._WRONG)
-    assert not has_colour(picture, show._RIGHT)
-    assert picture.width == show._CELL[0] + 2 * (show._CELL[0] + show._GAP) + show._GAP
+    assert has_colour(picture, show._RIGHT)
+    assert picture.width == show._CELL[0] + 3 * (show._CELL[0] + show._GAP) + show._GAP
 
 
 def test_nothing_to_rank_is_an_error(tmp_path: Path) -> None:
     names = [name for name in crop_names(people=2) if ("query" in name) == ("/00000" in name)]
     packed = pack_folder(write_crops(tmp_path / "crops", names), tmp_path / "entire-id")
     features = embed(packed, ["query", "gallery"], "colour", tmp_path / "features")
-    with pytest.raises(EvaluationError, match="nothing to rank"):
+    with pytest.raises(EvaluationError, match="no query identity is in the gallery"):
         draw_ranking(packed, features)
+
+
+def test_split_of_junk_alone_is_an_error(tmp_path: Path) -> None:
+    packed = pack_folder(write_crops(tmp_path / "crops", ["query/-1_c000s0_1.jpg"]), tmp_path / "entire-id")
+    with pytest.raises(EvaluationError, match="nobody to draw"):
+        draw_people(packed, "query")

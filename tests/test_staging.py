@@ -20,6 +20,10 @@ with new_folder(Path(sys.argv[1])) as partial:
 """
 
 
+def has_info(folder: Path) -> bool:
+    return (folder / "info.json").is_file()
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
@@ -66,7 +70,7 @@ def test_killed_run_leaves_nothing_under_the_name_and_the_next_clears_up(tmp_pat
 def test_what_others_put_there_is_refused_and_untouched(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine").write_text("text")
-    with pytest.raises(OutputExistsError), new_folder(tmp_path / "out", replaces="info.json"):
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "out", replaces=has_info):
         pass
     assert names(tmp_path) == [name, f"{name}/mine"]
 
@@ -79,7 +83,7 @@ def test_file_of_that_name_is_refused(tmp_path: Path) -> None:
 
 def test_older_output_is_replaced_only_at_the_end(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with new_folder(tmp_path / "out", replaces="info.json") as partial:
+        with new_folder(tmp_path / "out", replaces=has_info) as partial:
             (partial / "info.json").write_text(text)
             if text == "new":
                 assert (tmp_path / "out" / "info.json").read_text() == "old"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.records import JUNK_PID
+from entire_id.records import JUNK_PID, Progress, no_progress
 
 __all__ = ["Scores", "evaluate"]
 
@@ -24,6 +24,9 @@ Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
 _BLOCK_BYTES = 32 << 20
+# Matrix products treat the rows at an odd end by another routine, in which equal rows need not score the same: both
+# sides are padded with zero rows to a multiple of this, and multiplied in blocks of a multiple of it.
+_ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,11 @@ class Scores:
     num_gallery: int
 
     def rank(self, k: int) -> float:
-        """Return the share of valid queries with a positive among the first `k`, in [0, 1]."""
+        """Return the share of valid queries with a positive among the first `k`, in [0, 1].
+
+        Raises:
+            EvaluationError: `k` is not in 1..max_rank.
+        """
         if not 1 <= k <= len(self.cmc):
             raise EvaluationError(f"rank {k} is not in 1..{len(self.cmc)}; evaluate with max_rank={k}")
         return float(self.cmc[k - 1])
@@ -71,6 +78,7 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
     gallery_camids: Integers,
     *,
     max_rank: int = 50,
+    progress: Progress = no_progress,
 ) -> Scores:
     """Return mAP, CMC and mINP of cosine similarity between features.
 
@@ -81,10 +89,12 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
         gallery_pids: (g,) int identities; -1 is junk.
         query_camids: (q,) int cameras.
         gallery_camids: (g,) int cameras.
-        max_rank: length of the CMC curve.
+        max_rank: length of the CMC curve, at least 1.
+        progress: told how far it is.
 
     Raises:
-        EvaluationError: shapes or lengths disagree, a feature is not finite or is all zero, no query has a positive.
+        EvaluationError: shapes or lengths disagree, a feature is not finite or is all zero, no query has a positive, or
+            `max_rank` is not at least 1.
 
     Example:
         >>> features = np.array([[1.0, 0.0], [0.0, 1.0]])
@@ -95,16 +105,17 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
     if query.shape[1] != gallery.shape[1]:
         raise EvaluationError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
     labels = _Labels(
-        _labels(query_pids, len(query), "query_pids"),
-        _labels(gallery_pids, len(gallery), "gallery_pids"),
-        _labels(query_camids, len(query), "query_camids"),
-        _labels(gallery_camids, len(gallery), "gallery_camids"),
+        _labels(query_pids, len(query_features), "query_pids"),
+        _labels(gallery_pids, len(gallery_features), "gallery_pids"),
+        _labels(query_camids, len(query_features), "query_camids"),
+        _labels(gallery_camids, len(gallery_features), "gallery_camids"),
     )
     if max_rank < 1:
         raise EvaluationError(f"max_rank {max_rank} is not at least 1")
-    precision, penalty = np.full(len(query), np.nan), np.full(len(query), np.nan)
-    first_rank = np.zeros(len(query), np.int64)
-    for number, ranks in _ranks(query, gallery, labels):
+    num_query, num_gallery = len(labels.query_pids), len(labels.gallery_pids)
+    precision, penalty = np.full(num_query, np.nan), np.full(num_query, np.nan)
+    first_rank = np.zeros(num_query, np.int64)
+    for number, ranks in _ranks(query, gallery, labels, progress):
         hits = np.arange(1, len(ranks) + 1)
         precision[number] = (hits / ranks).mean()
         penalty[number] = len(ranks) / ranks[-1]
@@ -118,9 +129,9 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
         mINP=float(penalty[valid].mean()),
         cmc=np.cumsum(counts) / valid.sum(),
         average_precision=precision,
-        num_query=len(query),
+        num_query=num_query,
         num_valid_query=int(valid.sum()),
-        num_gallery=len(gallery),
+        num_gallery=num_gallery,
     )
 
 
@@ -133,7 +144,7 @@ class _Labels:
 
 
 def _unit(features: Floats, name: str) -> npt.NDArray[np.float32]:
-    """Return the rows of `features` at length 1, float32."""
+    """Return the rows of `features` at length 1, float32, followed by zero rows up to a multiple of `_ROW_MULTIPLE`."""
     features = np.asarray(features)
     if features.ndim != 2 or not len(features) or not np.issubdtype(features.dtype, np.floating):
         raise EvaluationError(f"{name}_features are {features.dtype} {features.shape}; expected float (rows, columns)")
@@ -141,7 +152,8 @@ def _unit(features: Floats, name: str) -> npt.NDArray[np.float32]:
     bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if len(bad):
         raise EvaluationError(f"{len(bad)} {name}_features are NaN, infinite or all zero; the first is row {bad[0]}")
-    unit: npt.NDArray[np.float32] = (features / lengths[:, None]).astype(np.float32)
+    unit = np.zeros((-(-len(features) // _ROW_MULTIPLE) * _ROW_MULTIPLE, features.shape[1]), np.float32)
+    np.divide(features, lengths[:, None], out=unit[: len(features)], casting="same_kind")
     return unit
 
 
@@ -153,7 +165,7 @@ def _labels(values: Integers, length: int, name: str) -> npt.NDArray[np.int64]:
 
 
 def _ranks(
-    query: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], labels: _Labels
+    query: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], labels: _Labels, progress: Progress
 ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Yield (query number, ranks of its positives, ascending, from 1) of every query that has positives."""
     by_pid = np.argsort(labels.gallery_pids, kind="stable")
@@ -161,11 +173,14 @@ def _ranks(
     starts = np.searchsorted(sorted_pids, labels.query_pids, "left")
     stops = np.searchsorted(sorted_pids, labels.query_pids, "right")
     junk = np.flatnonzero(labels.gallery_pids == JUNK_PID)
-    block = max(1, _BLOCK_BYTES // (4 * len(gallery)))
-    for first in range(0, len(query), block):
+    num_query, num_gallery = len(labels.query_pids), len(labels.gallery_pids)
+    block = max(1, _BLOCK_BYTES // (4 * len(gallery) * _ROW_MULTIPLE)) * _ROW_MULTIPLE
+    for first in range(0, num_query, block):
         scores = query[first : first + block] @ gallery.T
         scores[:, junk] = -np.inf
-        for number, row in enumerate(scores, first):
+        scores[:, num_gallery:] = -np.inf
+        progress("evaluating", min(first + block, num_query), num_query)
+        for number, row in enumerate(scores[: num_query - first], first):
             same_pid = by_pid[starts[number] : stops[number]]
             other_camera = labels.gallery_camids[same_pid] != labels.query_camids[number]
             positives = same_pid[other_camera]

@@ -1,21 +1,19 @@
-"""`load_dataset` with guards: never a stale cache, never a stranger of the same name."""
+"""`load_dataset` with guards: never the rows of another folder, version or data set of the same name."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from entire_id.errors import (
     ConfigNotFoundError,
     DatasetNotFoundError,
     ManifestError,
+    RepositoryNotFoundError,
     SplitNotFoundError,
 )
-from entire_id.shards.configs import content_description
+from entire_id.shards.configs import content_description, loading_rules, render_readme
 from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, read_manifest
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 _PREFIX = "hf://datasets/"
-_NEITHER = "no such folder, and no repository name (owner/name)"
 
 
 def load(
@@ -37,19 +34,23 @@ def load(
 ) -> datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict:
     """Return what `datasets.load_dataset` returns, after checks that it does not make.
 
+    A folder's files are compared with its manifest by name and size; `entire-id verify` looks at every byte.
+
     Args:
         path: a packed folder, or a repository `owner/name` on the Hugging Face Hub. A folder of that name wins;
             `hf://datasets/owner/name` always means the Hub.
         config: `default`, `test` (query and gallery), `meta` (no pixels), or a continent.
         split: `train`, `val`, `query` or `gallery`; a slice such as `gallery[:100]` unless streaming. All by default.
         streaming: read rows as they are asked for, instead of converting all of them first.
-        revision: branch, tag or commit of a repository.
+        revision: branch, tag or commit of a repository; its default branch by default.
 
     Raises:
-        DatasetNotFoundError: no such folder or repository; a cached data set of the same name is not served instead.
+        DatasetNotFoundError: no such folder; a cached data set of the same name is not served instead.
+        RepositoryNotFoundError: no such repository or revision, or neither the Hub nor the cache has it.
         ConfigNotFoundError: no such config.
         SplitNotFoundError: no such split; the train part was not released by the authors of ENTIRe-ID.
         ManifestError: the folder's files are not those that its README and manifest describe.
+        ValueError: a revision of a folder, or a slice of a stream.
 
     Example:
         >>> import entire_id
@@ -57,85 +58,88 @@ def load(
     """
     import datasets
 
-    folder = Path(path)
+    if streaming and split is not None and "[" in split:
+        raise ValueError(f"a stream has no slices ({split!r}); take the split, then .skip(n) and .take(n)")
+    folder = Path(path).expanduser()
     if folder.is_dir() and not str(path).startswith(_PREFIX):
         if revision is not None:
             raise ValueError(f"revision {revision!r} belongs to a repository; {str(path)!r} is a folder")
-        configs = _check_folder(folder)
-        target, revision = str(folder.resolve()), None
+        _check_names(path, _check_folder(folder), config, split)
+        builder = datasets.load_dataset_builder(str(folder.resolve()), config)
     else:
         name = str(path).removeprefix(_PREFIX)
         if "/" not in name:
-            raise DatasetNotFoundError(path, _NEITHER)
-        revision, configs = _check_repository(name, revision)
-        target = _PREFIX + name  # the Hub, even where a folder has that name
-    _check_names(path, configs, config, split)
-    return datasets.load_dataset(target, config, split=split, streaming=streaming, revision=revision)
+            raise DatasetNotFoundError(path, "no such folder, and no repository name (owner/name)")
+        commit, configs = _check_repository(name, revision)
+        _check_names(path, configs, config, split)
+        builder = datasets.load_dataset_builder(_PREFIX + name, config, revision=commit)
+        if builder.hash != commit:  # offline, `datasets` takes the newest commit of its cache, whatever was asked for
+            why = f"revision {revision or 'main'} is not in the cache, and the Hub cannot be reached"
+            raise RepositoryNotFoundError(name, why)
+    if streaming:
+        return builder.as_streaming_dataset(split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split)
 
 
 def _check_folder(folder: Path) -> dict[str, list[str]]:
-    """Return the splits of every config, after a look at sizes: `datasets` would serve a cache of the old files."""
+    """Return the splits of every config, after a look at names and sizes."""
     manifest = read_manifest(folder)
-    for entry in manifest.files:
+    listed = {entry.path: entry.bytes for entry in manifest.files}
+    for path, num_bytes in listed.items():
         try:
-            num_bytes = (folder / entry.path).stat().st_size
+            found = (folder / path).stat().st_size
         except OSError as error:
-            raise ManifestError(folder / MANIFEST_FILE, f"{entry.path} is missing") from error
-        if num_bytes != entry.bytes:
-            raise ManifestError(folder / MANIFEST_FILE, f"{entry.path} has {num_bytes:,} bytes, not {entry.bytes:,}")
+            raise ManifestError(folder / MANIFEST_FILE, f"{path} is missing", folder) from error
+        if found != num_bytes:
+            raise ManifestError(folder / MANIFEST_FILE, f"{path} has {found:,} bytes, not {num_bytes:,}", folder)
+    for stranger in (found for part in ("data", "meta") for found in (folder / part).rglob("*.*")):
+        if stranger.relative_to(folder).as_posix() not in listed:
+            raise ManifestError(stranger, "the manifest does not list it, but `datasets` would load it", folder)
     try:
-        readme = (folder / README_FILE).read_text("utf-8")
+        readme = (folder / README_FILE).read_text("utf-8", errors="replace")
     except OSError as error:
-        raise ManifestError(folder / README_FILE, "missing; `datasets` finds no query without it") from error
-    configs = _read_configs(folder / README_FILE, readme)
-    _check_content(folder / README_FILE, configs, manifest.content_sha256)
-    return _splits(configs)
+        raise ManifestError(folder / README_FILE, "missing; `datasets` finds no query without it", folder) from error
+    rules = loading_rules(readme)
+    if rules != loading_rules(render_readme(manifest)):
+        raise ManifestError(folder / README_FILE, "its configs are not those of the manifest", folder)
+    return _splits(rules)
 
 
-def _check_repository(name: str, revision: str | None) -> tuple[str | None, dict[str, list[str]]]:
+def _check_repository(name: str, revision: str | None) -> tuple[str, dict[str, list[str]]]:
     """Return the commit that `revision` means now, and the splits of every config there."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        if not constants.HF_HUB_OFFLINE:
-            revision = HfApi().dataset_info(name, revision=revision).sha
-        readme = hf_hub_download(name, README_FILE, repo_type="dataset", revision=revision)
-        manifest = hf_hub_download(name, MANIFEST_FILE, repo_type="dataset", revision=revision)
+        readme = Path(hf_hub_download(name, README_FILE, repo_type="dataset", revision=revision))
+        commit = readme.parent.name
+        manifest = Path(hf_hub_download(name, MANIFEST_FILE, repo_type="dataset", revision=commit))
     except HFValidationError as error:
-        raise DatasetNotFoundError(name, _NEITHER) from error
+        raise DatasetNotFoundError(name, "no such folder, and no repository name (owner/name)") from error
     except GatedRepoError as error:
-        raise DatasetNotFoundError(name, "access is gated: ask for it on its page, then `hf auth login`") from error
+        raise RepositoryNotFoundError(name, "access is gated: ask for it on its page, then `hf auth login`") from error
     except LocalEntryNotFoundError as error:
-        raise DatasetNotFoundError(name, "offline, and it is not in the cache") from error
+        raise RepositoryNotFoundError(name, "the Hub cannot be reached, and it is not in the cache") from error
     except HfHubHTTPError as error:
-        raise DatasetNotFoundError(name, f"the Hub says no ({str(error).splitlines()[0]})") from error
-    except OSError as error:
-        raise DatasetNotFoundError(name, f"the Hub cannot be reached ({error})") from error
-    configs = _read_configs(Path(readme), Path(readme).read_text("utf-8"))
-    _check_content(Path(readme), configs, json.loads(Path(manifest).read_bytes()).get("content_sha256"))
-    return revision, _splits(configs)
+        raise RepositoryNotFoundError(name, f"the Hub says no ({str(error).splitlines()[0]})") from error
+    rules = loading_rules(readme.read_text("utf-8", errors="replace"))
+    digest = json.loads(manifest.read_bytes()).get("content_sha256")
+    configs = rules.get("configs", [])
+    if not configs or any(entry.get("description") != content_description(digest) for entry in configs):
+        raise ManifestError(f"{name}/{README_FILE}", "it describes another content than manifest.json")
+    return commit, _splits(rules)
 
 
-def _check_content(path: Path, configs: list[dict[str, Any]], content_sha256: str) -> None:
-    if any(entry.get("description") != content_description(content_sha256) for entry in configs):
-        raise ManifestError(path, "it describes another content than the manifest; `datasets` may serve old rows")
-
-
-def _read_configs(path: Path, readme: str) -> list[dict[str, Any]]:
-    try:
-        return list(yaml.safe_load(readme.split("---\n")[1])["configs"])
-    except (IndexError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ManifestError(path, "no configs in its YAML") from error
-
-
-def _splits(configs: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {entry["config_name"]: [files["split"] for files in entry["data_files"]] for entry in configs}
+def _splits(rules: dict[str, Any]) -> dict[str, list[str]]:
+    return {entry["config_name"]: [files["split"] for files in entry["data_files"]] for entry in rules["configs"]}
 
 
 def _check_names(path: str | Path, configs: dict[str, list[str]], config: str, split: str | None) -> None:
     if config not in configs:
         raise ConfigNotFoundError(path, config, configs)
-    for name in re.findall(r"[a-z]+(?=\[|\+|$)", split or ""):
-        if name not in configs[config]:
-            raise SplitNotFoundError(path, name, configs[config])
+    for part in str(split).split("+") if split is not None else []:
+        name = part.partition("[")[0].strip()
+        if name != "all" and name not in configs[config]:
+            others = [other for other, splits in configs.items() if name in splits]
+            raise SplitNotFoundError(path, name, configs[config], others)

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from entire_id.errors import ManifestError, SplitNotFoundError
+from entire_id.errors import ImageDecodeError, ManifestError, SplitNotFoundError
+from entire_id.loading.decode import RgbImage, decode_rgb
+from entire_id.schema import arrow_schema, meta_columns
 from entire_id.shards.manifest import Shard, read_manifest
 
 __all__ = ["CropReader"]
@@ -62,10 +64,30 @@ class CropReader:
         """Return the image bytes of `row` in [0, n).
 
         Raises:
-            ManifestError: a shard was rewritten since it was packed.
+            ManifestError: the shard ends before the image does, or its first image is not where meta says.
         """
         number = int(self._shard_of_row[row])
-        return os.pread(self._descriptor(number), int(self._lengths[row]), int(self._offsets[row]))
+        length = int(self._lengths[row])
+        data = os.pread(self._descriptor(number), length, int(self._offsets[row]))
+        if len(data) != length:
+            raise ManifestError(self._shards[number].path, "it ends before its last image does", self.folder)
+        return data
+
+    def pixels(self, row: int) -> RgbImage:
+        """Return the image of `row` in [0, n), (height, width, 3) uint8 RGB.
+
+        Raises:
+            ManifestError: see `read`.
+            ImageDecodeError: the image does not decode.
+        """
+        try:
+            return decode_rgb(self.read(row))
+        except OSError as error:
+            raise ImageDecodeError(self.folder, self.keys[row], str(error)) from error
+
+    def __getstate__(self) -> dict[str, object]:
+        """Open files do not travel to other processes: they open the shards anew."""
+        return {**self.__dict__, "_descriptors": {}}
 
     def close(self) -> None:
         """Close the shards; a later `read` opens them again."""
@@ -84,9 +106,12 @@ class CropReader:
             num_bytes = path.stat().st_size
             meta = pq.read_table(self.folder / shard.meta_path, partitioning=None)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ManifestError(path, f"cannot be read ({error})") from error
+            raise ManifestError(path, f"cannot be read ({error})", self.folder) from error
         if num_bytes != expected_bytes or len(meta) != shard.rows:
-            raise ManifestError(path, f"{num_bytes:,} bytes and {len(meta)} rows; the manifest knows another file")
+            what = f"{num_bytes:,} bytes and {len(meta)} rows; the manifest knows another file"
+            raise ManifestError(path, what, self.folder)
+        if not meta.schema.equals(arrow_schema(meta_columns())):
+            raise ManifestError(self.folder / shard.meta_path, "not the columns of the format", self.folder)
         return meta
 
     def _descriptor(self, number: int) -> int:
@@ -98,6 +123,6 @@ class CropReader:
             data = os.pread(descriptor, int(self._lengths[first]), int(self._offsets[first]))
             if xxhash.xxh3_64_hexdigest(data) != self.meta["xxh3"][first].as_py():
                 os.close(descriptor)
-                raise ManifestError(path, "its first image is not where meta says; the shard was rewritten")
+                raise ManifestError(path, "its first image is elsewhere; the shard was rewritten", self.folder)
             self._descriptors[number] = descriptor
         return self._descriptors[number]

@@ -10,7 +10,7 @@ from entire_id.records import UNKNOWN_CONTINENT
 from entire_id.schema import RESERVED_CONFIGS, columns_table, meta_columns, shard_columns, tar_features, yaml_features
 from entire_id.shards.manifest import FORMATS, Manifest, Shard
 
-__all__ = ["content_description", "render_readme"]
+__all__ = ["content_description", "loading_rules", "render_readme"]
 
 DEFAULT_CONFIG = "default"
 TEST_CONFIG = "test"
@@ -21,6 +21,20 @@ def render_readme(manifest: Manifest) -> str:
     """Return the text of README.md."""
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{front}---\n\n{_body(manifest)}"
+
+
+def loading_rules(readme: str) -> dict[str, Any]:
+    """Return the parts of a README's YAML that decide what `datasets` loads: `configs` and `dataset_info`.
+
+    The YAML must start the page; what is not there, or cannot be parsed, is left out.
+    """
+    if not readme.startswith("---\n"):
+        return {}
+    try:
+        front = yaml.safe_load(readme.split("---\n")[1])
+        return {name: front[name] for name in ("configs", "dataset_info") if name in front}
+    except (TypeError, yaml.YAMLError):
+        return {}
 
 
 def content_description(content_sha256: str) -> str:

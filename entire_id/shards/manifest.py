@@ -204,15 +204,15 @@ def read_manifest(folder: str | Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetNotFoundError(folder, _why_not(folder)) from error
     except OSError as error:
-        raise ManifestError(path, error.strerror or str(error)) from error
+        raise ManifestError(path, error.strerror or str(error), folder) from error
     except ValueError as error:
-        raise ManifestError(path, f"no JSON ({error})") from error
+        raise ManifestError(path, f"no JSON ({error})", folder) from error
     if not isinstance(fields, dict) or fields.get("schema_version") != SCHEMA_VERSION:
         found = fields.get("schema_version") if isinstance(fields, dict) else None
-        raise ManifestError(path, f"schema version {found!r}; this package reads {SCHEMA_VERSION}")
+        raise ManifestError(path, f"schema version {found!r}; this package reads {SCHEMA_VERSION}", folder)
     manifest = _from_json(path, fields)
     for problem in _contradictions(manifest, fields):
-        raise ManifestError(path, problem)
+        raise ManifestError(path, problem, folder)
     return manifest
 
 
@@ -229,7 +229,7 @@ def _from_json(path: Path, fields: dict[str, Any]) -> Manifest:
         names = ("name", "version", "format", "seed", "shard_rows", "schema_version")
         manifest = Manifest(**{name: fields[name] for name in names}, shards=shards, files=files)
     except (KeyError, TypeError) as error:
-        raise ManifestError(path, f"malformed ({error})") from error
+        raise ManifestError(path, f"malformed ({error})", path.parent) from error
     for shard in shards:
         _check_types(path, shard)
     for entry in files:
@@ -242,7 +242,7 @@ def _check_types(path: Path, record: Manifest | Shard | FileEntry) -> None:
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if not _is_of(str(field.type), value):
-            raise ManifestError(path, f"{field.name} is {value!r}, expected {field.type}")
+            raise ManifestError(path, f"{field.name} is {value!r}, expected {field.type}", path.parent)
 
 
 def _is_of(kind: str, value: object) -> bool:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,15 +54,15 @@ class PackConfig:
     Attributes:
         version: semantic version of the content.
         format: `parquet` or `webdataset`.
-        name: of the data set.
+        name: of the data set; that of its folder if empty.
         shard_rows: target size of a shard, about 180 MB at 8 kB a crop.
-        seed: key of the hashes that place the rows.
+        seed: key of the hashes that place the rows, 0 to 2⁶⁴ - 1.
         strict: raise at the first rejected file.
     """
 
     version: str = "1.0.0"
     format: str = "parquet"
-    name: str = "entire-id"
+    name: str = ""
     shard_rows: int = 22_500
     seed: int = 0
     strict: bool = False
@@ -74,6 +74,8 @@ class PackConfig:
             raise ValueError(f"format {self.format!r} is none of {', '.join(FORMATS)}")
         if self.shard_rows < 1:
             raise ValueError(f"shard_rows {self.shard_rows} is not at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed {self.seed} is not in 0..2**64 - 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,12 @@ def pack(
 
     Raises:
         OutputExistsError: `out` holds something.
+        SourceError: the source cannot be read as a whole.
         NothingToPackError: every file was rejected.
         CropRejectedError: `config.strict` and one file was rejected.
     """
     out, config = Path(out), config or PackConfig()
+    config = replace(config, name=config.name or out.resolve().name)
     _check_outside(out, source)
     with (
         new_folder(out) as partial,

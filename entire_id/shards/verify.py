@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-import yaml
 
 from entire_id.errors import ManifestError
 from entire_id.records import PART_OF_SPLIT, Person, Progress, no_progress
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
-from entire_id.shards.configs import render_readme
+from entire_id.shards.configs import loading_rules, render_readme
 from entire_id.shards.images import image_size
 from entire_id.shards.manifest import (
     CAMERAS_FILE,
@@ -110,13 +109,16 @@ def verify(folder: str | Path, progress: Progress = no_progress) -> VerifyReport
         manifest = read_manifest(folder)
     except ManifestError as error:
         return VerifyReport((Problem(Kind.MANIFEST, MANIFEST_FILE, str(error)),), 0, 0, 0, 0)
-    problems = [*_check_files(folder, manifest), *_check_placement(manifest)]
+    problems = [*_check_listing(folder, manifest), *_check_placement(manifest)]
+    entries = {entry.path: entry for entry in manifest.files}
     metas = [_ROW_SCHEMA.empty_table()]
     done = 0
     for shard in manifest.shards:
-        problems += _check_shard(folder, shard, manifest.format)
+        for path in (shard.path, shard.meta_path):
+            problems += _check_file(folder, entries[path])
         meta = _read_meta(folder, shard)
-        if meta is not None:
+        problems += _check_shard(folder, shard, meta, manifest.format)
+        if meta is not None and (folder / shard.path).is_file():
             split = pa.repeat(pa.scalar(shard.split), len(meta))
             metas.append(meta.append_column("split", split).select(_ROW_SCHEMA.names).cast(_ROW_SCHEMA))
         done += shard.rows
@@ -132,7 +134,8 @@ def verify(folder: str | Path, progress: Progress = no_progress) -> VerifyReport
     )
 
 
-def _check_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+def _check_listing(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Compare the files that are there with those that are listed; look into those that are no shards."""
     listed = {entry.path: entry for entry in manifest.files}
     found = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
@@ -140,8 +143,7 @@ def _check_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for path in sorted(found - listed.keys() - {MANIFEST_FILE, README_FILE}):
         printable = os.fsencode(path).decode(errors="backslashreplace")
         yield Problem(Kind.UNLISTED, printable, "the manifest does not know it")
-    for entry in manifest.files:
-        yield from _check_file(folder, entry)
+    yield from _check_file(folder, listed[CAMERAS_FILE])
     yield from _check_readme(folder / README_FILE, render_readme(manifest))
     yield from _check_cameras(folder / CAMERAS_FILE, listed[CAMERAS_FILE].rows)
 
@@ -151,24 +153,17 @@ def _check_readme(path: Path, expected: str) -> Iterator[Problem]:
         yield Problem(Kind.MISSING, README_FILE, "plain `datasets` finds no splits without it")
         return
     found = path.read_text("utf-8", errors="replace")
-    if found != expected and _loading_rules(found) != _loading_rules(expected):
+    if found != expected and loading_rules(found) != loading_rules(expected):
         yield Problem(Kind.README, README_FILE, "its configs or dataset_info are not those of the manifest")
-
-
-def _loading_rules(readme: str) -> dict[str, object]:
-    """Return the parts of the YAML, which must start the page, that decide what `datasets` loads."""
-    if not readme.startswith("---\n"):
-        return {}
-    try:
-        front = yaml.safe_load(readme.split("---\n")[1])
-        return {name: front.get(name) for name in ("configs", "dataset_info")}
-    except (AttributeError, yaml.YAMLError):
-        return {}
 
 
 def _check_cameras(path: Path, expected_rows: int) -> Iterator[Problem]:
     if path.is_file():
-        rows = len(list(csv.DictReader(io.StringIO(path.read_text("utf-8", errors="replace")))))
+        try:
+            rows = len(list(csv.DictReader(io.StringIO(path.read_text("utf-8", errors="replace")))))
+        except csv.Error as error:
+            yield Problem(Kind.UNREADABLE, CAMERAS_FILE, str(error))
+            return
         if rows != expected_rows:
             yield Problem(Kind.ROWS, CAMERAS_FILE, f"{rows} cameras, the manifest says {expected_rows}")
 
@@ -180,7 +175,7 @@ def _check_file(folder: Path, entry: FileEntry) -> Iterator[Problem]:
     elif (size := path.stat().st_size) != entry.bytes:
         yield Problem(Kind.SIZE, entry.path, f"{size:,} bytes, expected {entry.bytes:,}")
     elif (digest := file_digest(path)) != entry.sha256:
-        yield Problem(Kind.SHA256, entry.path, f"{digest}, expected {entry.sha256}")
+        yield Problem(Kind.SHA256, entry.path, f"{digest[:12]}…, expected {entry.sha256[:12]}…")
 
 
 def _read_meta(folder: Path, shard: Shard) -> pa.Table | None:
@@ -192,12 +187,11 @@ def _read_meta(folder: Path, shard: Shard) -> pa.Table | None:
     return meta if is_ours else None
 
 
-def _check_shard(folder: Path, shard: Shard, format_: str) -> Iterator[Problem]:
+def _check_shard(folder: Path, shard: Shard, meta: pa.Table | None, format_: str) -> Iterator[Problem]:
     """Compare a shard with its meta file, row by row. A missing file was reported already."""
     path, meta_path = folder / shard.path, folder / shard.meta_path
     if not path.is_file() or not meta_path.is_file():
         return
-    meta = _read_meta(folder, shard)
     if meta is None:
         yield Problem(Kind.SCHEMA, shard.meta_path, "unreadable, of other columns, or with nulls")
         return

@@ -135,6 +135,8 @@ def _join(folder: str, name: str) -> str:
 
 def _find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
     """Return the folder that holds the layout's folders: the top, or the only one that does at the least depth."""
+    if (files.path / "manifest.json").is_file():  # a packed data set has folders called query, too
+        raise LayoutNotFoundError(files.path, layout.folders, files.folders(""))
     level = [""]
     for _ in range(max_depth + 1):
         children = {folder: files.folders(folder) for folder in level}

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from entire_id.errors import SourceError
-from entire_id.records import Reason, Rejected, is_safe_path
+from entire_id.records import Reason, Rejected, is_safe_path, is_utf8
 
 __all__ = ["MAX_FILE_BYTES", "Files", "Folder", "ZipArchive", "open_files"]
 
@@ -51,15 +51,9 @@ def open_files(path: Path) -> Files:
         return Folder(path)
     if path.is_file() and zipfile.is_zipfile(path):
         return ZipArchive(path)
-    raise SourceError(path, "neither a folder nor a zip archive" if path.exists() else "no such file or folder")
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # surrogates stand for bytes that are not UTF-8
-        return False
-    return True
+    if path.exists():
+        raise SourceError(path, "neither a folder, nor a whole zip archive, nor a table (.csv, .parquet)")
+    raise SourceError(path, "no such file or folder")
 
 
 class Folder:
@@ -84,7 +78,7 @@ class Folder:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(path)
-            elif not _is_utf8(path):
+            elif not is_utf8(path):
                 yield Rejected(os.fsencode(path).decode(errors="backslashreplace"), Reason.ENCODING)
             elif "\\" in path:
                 yield Rejected(path, Reason.UNSAFE_PATH, "a backslash in its name")
@@ -227,7 +221,7 @@ def _plain_name(info: zipfile.ZipInfo) -> str:
 def _check_entry(name: str, info: zipfile.ZipInfo) -> str | Rejected:
     if not is_safe_path(info.orig_filename) or not is_safe_path(name) or name.endswith("/"):
         return Rejected(name, Reason.UNSAFE_PATH)
-    if not _is_utf8(name):
+    if not is_utf8(name):
         return Rejected(name.encode(errors="backslashreplace").decode(), Reason.ENCODING)
     if stat.S_ISLNK(info.external_attr >> 16):
         return Rejected(name, Reason.LINK, "a link inside an archive")

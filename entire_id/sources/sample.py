@@ -1,7 +1,7 @@
 """Draw a data set of people for tests, demos and first steps: `draw_sample`.
 
-It has the layout, the file names, the cameras and the crop sizes of ENTIRe-ID, and nobody in it: every figure is
-drawn, and no face has a feature. As in the real task, one person's crops lie closer together within a camera than
+It has the layout, the file names, the number of cameras and the crop sizes of ENTIRe-ID, and nobody in it: every figure
+is drawn, and no face has a feature. As in the real task, one person's crops lie closer together within a camera than
 between cameras, and several people dress alike.
 
 Everything follows from the seed: a person's looks from (seed, part, pid), a camera from (seed, camid), a sequence
@@ -150,8 +150,8 @@ def _fill(folder: Path, config: SampleConfig, on_crop: Callable[[int], None] | N
 def _write_cameras(path: Path, views: tuple[View, ...]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("camid", "continent", "scene"))
-        table.writerows((view.camid, view.continent, view.scene) for view in views)
+        table.writerow(("camid", "continent", "scene", "origin"))
+        table.writerows((view.camid, view.continent, view.scene, "drawn") for view in views)
 
 
 # --- who is seen where ------------------------------------------------------------------------------------------------

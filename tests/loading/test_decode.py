@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
@@ -43,3 +44,16 @@ def test_what_nobody_can_decode_is_an_os_error() -> None:
 def test_real_crops_have_the_same_pixels_as_with_pillow(real_crops) -> None:
     for path in sorted((real_crops / "query").iterdir()):
         np.testing.assert_array_equal(decode_rgb(path.read_bytes()), pillow(path.read_bytes()))
+
+
+def test_sixteen_bits_a_pixel_become_eight() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(file, "PNG")
+    assert decode_rgb(file.getvalue())[0, :, 0].tolist() == [0, 1, 255]
+
+
+@given(st.integers(40, 150), st.binary(min_size=1, max_size=8))
+def test_broken_images_are_an_os_error(position: int, damage: bytes) -> None:
+    data = image_bytes(3, kind="PNG")
+    with contextlib.suppress(OSError):
+        decode_rgb(data[:position] + damage + data[position + len(damage) :])

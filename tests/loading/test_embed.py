@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entire_id.errors import FeaturesError, OutputExistsError, SplitNotFoundError
+from entire_id.errors import FeaturesError, ImageDecodeError, OutputExistsError, SplitNotFoundError
 from entire_id.loading.colour import describe_colour
 from entire_id.loading.decode import decode_rgb
 from entire_id.loading.embed import embed, features_folder, read_features
 from entire_id.loading.reader import CropReader
 
-from builders import pack_folder
+from builders import crop_names, image_bytes, pack_folder, write_crops
 
 SPLITS = ["query", "gallery"]
 
@@ -76,3 +76,41 @@ def test_swapped_features_are_refused(packed: Path, tmp_path: Path) -> None:
     shutil.copy(out / "gallery.keys.npy", out / "query.keys.npy")
     with pytest.raises(FeaturesError, match="their keys are not those of query"):
         read_features(packed, "query", out)
+
+
+def test_folder_that_only_looks_like_features_is_refused_and_untouched(packed: Path, tmp_path: Path) -> None:
+    out = embed(packed, SPLITS, "colour", tmp_path / "features")
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputExistsError):
+        embed(packed, SPLITS, "colour", out)
+    assert (out / "thesis.txt").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "features.json").write_text("{}")
+    with pytest.raises(OutputExistsError):
+        embed(packed, SPLITS, "colour", tmp_path / "mine")
+
+
+def test_splits_can_be_embedded_one_after_the_other(packed: Path, tmp_path: Path) -> None:
+    whole = embed(packed, SPLITS, "colour", tmp_path / "whole")
+    for split in SPLITS:
+        embed(packed, [split], "colour", tmp_path / "parts")
+    for path in whole.iterdir():
+        assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "no json"])
+def test_features_that_do_not_say_what_they_are_of_are_refused(packed: Path, tmp_path: Path, text: str) -> None:
+    out = embed(packed, SPLITS, "colour", tmp_path / "features")
+    (out / "features.json").write_text(text)
+    with pytest.raises(FeaturesError, match="another content"):
+        read_features(packed, "query", out)
+
+
+def test_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    source = write_crops(tmp_path / "crops", crop_names(people=1))
+    data = image_bytes(1, kind="PNG")
+    middle = data.index(b"IDAT") + 10
+    (source / "query" / "00000_c021s0_760487.jpg").write_bytes(data[:middle] + b"damage" + data[middle + 6 :])
+    packed = pack_folder(source, tmp_path / "entire-id")
+    with pytest.raises(ImageDecodeError, match="the image of 'query/00000_c021s0_760487' does not decode"):
+        embed(packed, ["query"], "colour", tmp_path / "features")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,13 @@ import pytest
 from PIL import Image
 
 import entire_id
-from entire_id.errors import ConfigNotFoundError, DatasetNotFoundError, ManifestError, SplitNotFoundError
+from entire_id.errors import (
+    ConfigNotFoundError,
+    DatasetNotFoundError,
+    ManifestError,
+    RepositoryNotFoundError,
+    SplitNotFoundError,
+)
 
 from builders import CAMERAS, crop_names, image_bytes, pack_folder, write_crops
 
@@ -181,7 +188,7 @@ def test_load_is_plain_load_dataset(packed: Path) -> None:
 def test_missing_train_part_says_who_did_not_release_it(packed: Path) -> None:
     with pytest.raises(SplitNotFoundError, match=r"no split 'train'.*not released by the authors"):
         entire_id.load(packed, split="train")
-    with pytest.raises(SplitNotFoundError, match=r"has no split 'validation'; it has query, gallery\.$"):
+    with pytest.raises(SplitNotFoundError, match=r"no split 'validation' here; there is query, gallery\.$"):
         entire_id.load(packed, split="validation[:3]")
 
 
@@ -210,9 +217,9 @@ def test_folder_that_was_never_packed_is_an_error(tmp_path: Path) -> None:
 
 
 def test_unreachable_repository_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DatasetNotFoundError, match="offline, and it is not in the cache"):
+    with pytest.raises(RepositoryNotFoundError, match="the Hub cannot be reached, and it is not in the cache"):
         entire_id.load("someone/entire-id")
-    with pytest.raises(DatasetNotFoundError, match="offline"):
+    with pytest.raises(RepositoryNotFoundError, match="cannot be reached"):
         entire_id.load("hf://datasets/someone/entire-id", revision="v1.0.0")
 
 
@@ -221,13 +228,17 @@ def test_revision_of_a_folder_is_an_error(packed: Path) -> None:
         entire_id.load(packed, revision="v1.0.0")
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "readme", "no-readme", "no-yaml"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "extra", "readme", "pattern", "no-readme", "no-yaml"])
 def test_damaged_folder_is_an_error(packed: Path, damage: str) -> None:
     shard, readme = packed / "data/query/asia-00000.parquet", packed / "README.md"
     if damage == "cut":
         os.truncate(shard, 100)
     elif damage == "gone":
         shard.unlink()
+    elif damage == "extra":
+        shutil.copy(shard, shard.with_name("asia-00001.parquet"))
+    elif damage == "pattern":
+        readme.write_text(readme.read_text().replace("data/query/", "data/gallery/"))
     elif damage == "readme":
         readme.write_text(readme.read_text().replace("sha256:", "sha256:0"))
     elif damage == "no-readme":
@@ -255,3 +266,28 @@ def test_images_decode_whatever_their_ending(tmp_path: Path) -> None:
         row for row in datasets.load_dataset(str(packed), split="query") if row["json"]["path"].startswith("00000_c000")
     )
     assert row["jpg"].convert("RGB").getpixel((0, 0)) == (9, 8, 7)
+
+
+def test_split_of_another_config_is_named(tmp_path: Path) -> None:
+    names = [*crop_names(), "bounding_box_train/00000_c000s0_1.jpg"]
+    packed = pack_folder(write_crops(tmp_path / "crops", names), tmp_path / "entire-id")
+    with pytest.raises(SplitNotFoundError, match=r"query, gallery\. It is in config default, meta\.$"):
+        entire_id.load(packed, "test", split="train")
+
+
+@pytest.mark.parametrize("split", ["Train", "no_such", "gallery[:2]+quary"])
+def test_split_names_are_read_whole(packed: Path, split: str) -> None:
+    with pytest.raises(SplitNotFoundError, match=f"no split '{split.rpartition('+')[2]}'"):
+        entire_id.load(packed, split=split)
+
+
+def test_all_splits_at_once(packed: Path) -> None:
+    assert len(entire_id.load(packed, split="all")) == 36
+
+
+def test_data_set_has_the_name_of_its_folder(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_folder(crops, tmp_path / "my-crops", name="")
+    readme = (packed / "README.md").read_text()
+    assert "pretty_name: my-crops" in readme
+    assert "load_dataset('my-crops'" in readme
+    assert "entire-id 1.0.0" not in readme

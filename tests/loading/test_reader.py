@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from entire_id.errors import DatasetNotFoundError, ManifestError, SplitNotFoundError
@@ -54,4 +56,27 @@ def test_shard_rewritten_at_the_same_size_is_not_trusted(packed: Path) -> None:
 def test_missing_files_are_named(packed: Path) -> None:
     (packed / "meta/gallery/asia-00000.parquet").unlink()
     with pytest.raises(ManifestError, match="entire-id verify"):
+        CropReader(packed, "gallery")
+
+
+def test_reader_in_another_process_reads_its_own_files(packed: Path) -> None:
+    with CropReader(packed, "gallery") as reader:
+        expected = [reader.read(row) for row in range(len(reader))]
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            assert pool.map(reader.read, range(len(reader))) == expected
+
+
+def test_shard_that_ends_early_is_an_error(packed: Path) -> None:
+    with CropReader(packed, "gallery") as reader:
+        reader.read(0)
+        os.truncate(packed / "data/gallery/asia-00000.parquet", 2000)
+        with pytest.raises(ManifestError, match="ends before its last image"):
+            reader.read(15)
+
+
+def test_meta_without_its_columns_is_an_error(packed: Path) -> None:
+    path = packed / "meta/gallery/asia-00000.parquet"
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns("pid"), path)
+    with pytest.raises(ManifestError, match="not the columns of the format"):
         CropReader(packed, "gallery")

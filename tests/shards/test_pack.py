@@ -85,7 +85,7 @@ def test_packing_twice_gives_the_same_bytes(crops: Path, tmp_path: Path) -> None
 
 def test_another_process_with_another_hash_seed_gives_the_same_bytes(crops: Path, tmp_path: Path) -> None:
     here = pack_folder(crops, tmp_path / "here")
-    command = [sys.executable, "-m", "entire_id", "pack", str(crops), str(tmp_path / "there")]
+    command = [sys.executable, "-m", "entire_id", "pack", str(crops), str(tmp_path / "there"), "--name", "entire-id"]
     environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     assert tree(here) == tree(tmp_path / "there")
