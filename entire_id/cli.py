@@ -88,20 +88,34 @@ def _print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> No
 def _progress() -> Iterator[Progress]:
     """Give a progress bar on stderr that appears after two seconds, and only on a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    class Rate(ProgressColumn):
+        """Items a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     bars = RichProgress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
     tasks: dict[str, Any] = {}
     start = time.monotonic()
 
-    def report(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int, note: str = "") -> None:
         if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total or None)
+            tasks[stage] = bars.add_task(stage, total=total or None, note="")
         if not bars.live.is_started and time.monotonic() - start > _PATIENCE_S:
             bars.start()
-        bars.update(tasks[stage], completed=done, total=total or None)
+        bars.update(tasks[stage], completed=done, total=total or None, note=note)
 
     try:
         yield report
