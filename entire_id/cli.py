@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entire_id import __version__
 from entire_id.errors import EntireIdError
 from entire_id.records import Progress
 
@@ -112,21 +112,35 @@ def _cell(value: object) -> str:
 def _progress() -> Iterator[Progress]:
     """Give a progress bar on stderr that appears after two seconds, and only on a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    class Rate(ProgressColumn):
+        """Items a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     bars = RichProgress(*columns, console=Console(stderr=True), disable=not is_terminal, transient=True)
     tasks: dict[str, Any] = {}
     start = time.monotonic()
 
-    def report(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int, note: str = "") -> None:
         if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total or None)
+            tasks[stage] = bars.add_task(stage, total=total or None, note="")
         if not bars.live.is_started and time.monotonic() - start > _PATIENCE_S:
             bars.start()
-        bars.update(tasks[stage], completed=done, total=total or None)
+        bars.update(tasks[stage], completed=done, total=total or None, note=note)
 
     try:
         yield report
@@ -142,7 +156,7 @@ def _quote(path: Path) -> str:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(__version__)
+        print(metadata.version("entire-id"))
         raise typer.Exit
 
 
@@ -187,6 +201,11 @@ def pack(
     shard_size: Annotated[int, typer.Option(min=1, help="Crops a shard, unless one person has more.")] = 22_500,
     seed: SeedOption = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be packed.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image; reject what does not decode.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at work.")] = 1,
+    previous: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The version before: people stay in their shards.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pack loose crops into shards that `load_dataset` reads."""
@@ -196,7 +215,7 @@ def pack(
     from entire_id.sources.table import TABLE_SUFFIXES
 
     with _usage():
-        config = PackConfig(version, format_.value, name, shard_size, seed, strict)
+        config = PackConfig(version, format_.value, name, shard_size, seed, strict, decode, jobs, previous)
     opened = open_source(source, layout, cameras)
     unusable = sorted(str(camera.camid) for camera in opened.cameras if camera.continent is None)
     if unusable:
@@ -218,6 +237,10 @@ def pack(
 
 
 def _tell_pack(report: PackReport) -> None:
+    if report.num_resumed:
+        _say(f"went on with {report.num_resumed} shards that an interrupted run had finished")
+    if report.num_kept:
+        _say(f"kept {report.num_kept} of {len(report.manifest.shards)} shards as they were in the previous version")
     if report.rejected:
         counts = ", ".join(f"{number:,} {reason}" for reason, number in sorted(report.rejected.items()))
         total = sum(report.rejected.values())

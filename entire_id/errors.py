@@ -5,8 +5,12 @@
     │   ├── LayoutNotFoundError               no folder that a layout knows
     │   ├── CamerasFileError                  cameras.csv is malformed
     │   ├── TableError                        the table lacks a column
-    │   └── CropRejectedError                 --strict, and one crop was rejected
+    │   ├── CropRejectedError                 --strict, and one crop was rejected
+    │   └── SourceChangedError                a file changed or vanished while it was packed
     ├── OutputExistsError (FileExistsError)   the target folder holds something
+    ├── WriteFailedError (OSError)            the disk is full, or refuses
+    ├── WorkerDiedError (RuntimeError)        a worker process was killed
+    ├── PreviousVersionError (ValueError)     a version cannot follow the previous one
     ├── NothingToPackError (ValueError)       no crop survived
     ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
     ├── RepositoryNotFoundError (FileNotFoundError)  no such repository or revision, or it cannot be reached
@@ -40,10 +44,14 @@ __all__ = [
     "ManifestError",
     "NothingToPackError",
     "OutputExistsError",
+    "PreviousVersionError",
     "RepositoryNotFoundError",
+    "SourceChangedError",
     "SourceError",
     "SplitNotFoundError",
     "TableError",
+    "WorkerDiedError",
+    "WriteFailedError",
 ]
 
 
@@ -128,12 +136,44 @@ class CropRejectedError(SourceError):
         )
 
 
+class SourceChangedError(SourceError):
+    """A file that was listed is gone, or was written to while it was read."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        super().__init__(path, f"{what} while it was packed. Type the same command again: it goes on where it stopped")
+
+
 class OutputExistsError(EntireIdError, FileExistsError):
     """The target folder holds something; nothing is ever overwritten."""
 
     def __init__(self, path: str | Path, why: str = "it is not empty") -> None:
         self.path = str(path)
         super().__init__(f"{self.path!r} cannot be written: {why}. Name a new folder, or move the old one away")
+
+
+class WriteFailedError(EntireIdError, OSError):
+    """A file of the data set cannot be written."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        again = "Make room, then type the same command again: it goes on where it stopped"
+        super().__init__(f"{self.path!r} cannot be written: {what}. {again}")
+
+
+class WorkerDiedError(EntireIdError, RuntimeError):
+    """A worker process was killed, perhaps for want of memory."""
+
+    def __init__(self) -> None:
+        again = "Type the same command again: it goes on where it stopped; --jobs 1 needs the least memory"
+        super().__init__(f"a worker process was killed. {again}")
+
+
+class PreviousVersionError(EntireIdError, ValueError):
+    """A version cannot follow the one that `--previous` names."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"the new version cannot follow {self.path!r}: {what}")
 
 
 class NothingToPackError(EntireIdError, ValueError):

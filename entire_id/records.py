@@ -21,10 +21,11 @@ __all__ = [
     "Rejected",
     "Sample",
     "Source",
-    "escape_key",
     "is_safe_path",
     "is_utf8",
     "no_progress",
+    "sample_key",
+    "split_suffix",
 ]
 
 SPLITS = ("train", "val", "query", "gallery")
@@ -73,14 +74,13 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"  # the system refuses to read it
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One crop as a source found it.
+class Sample(NamedTuple):
+    """One crop as a source found it. A tuple, for there are millions.
 
     Attributes:
-        path: where the source finds its bytes, `/`-separated and relative to the source.
+        folder: what the paths of a split's crops start with, `""` or ending in `/`.
+        name: path below `folder`.
         split: one of `SPLITS`.
-        key: `<split>/<relative path without extension>`, dots escaped by `escape_key`; unique in a data set.
         pid: identity number as published, ≥ 0; -1 is junk.
         camid: camera number as the source prints it, ≥ 0.
         seq: sequence number; -1 where the source has none.
@@ -88,14 +88,24 @@ class Sample:
         continent: slug of the camera's continent, `unknown` where nobody says.
     """
 
-    path: str
+    folder: str
+    name: str
     split: str
-    key: str
     pid: int
     camid: int
     seq: int = NO_NUMBER
     frame: int = NO_NUMBER
     continent: str = UNKNOWN_CONTINENT
+
+    @property
+    def path(self) -> str:
+        """Where the source finds its bytes, `/`-separated."""
+        return self.folder + self.name
+
+    @property
+    def key(self) -> str:
+        """Its name in the data set; see `sample_key`."""
+        return sample_key(self.split, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,32 +144,55 @@ class Source(Protocol):
         """Cameras by camid; empty where nobody described them."""
 
     def samples(self) -> Iterator[Sample | Rejected]:
-        """Every file once, in an order that depends on the names alone."""
+        """Every file once, in any order."""
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file. Raises OSError where it cannot be read."""
+        """The bytes of one file.
+
+        Raises:
+            OSError: it cannot be read; EFBIG where no crop is as large.
+            SourceChangedError: it is gone, or was written to while it was read.
+        """
+
+    def changed_ns(self, path: str) -> int:
+        """When a file was last changed or put there, in nanoseconds since 1970. Raises OSError where it is gone."""
 
 
 class Progress(Protocol):
-    """Told how far a long step is: what it does, how many are done, how many there are (0: not known yet)."""
+    """Told how far a long step is: what it does, how many are done, how many there are (0: not known yet), and more."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Called often; must be cheap."""
 
 
-def no_progress(stage: str, done: int, total: int) -> None:
+def no_progress(stage: str, done: int, total: int, note: str = "") -> None:
     """Tell nobody."""
 
 
-def escape_key(key: str) -> str:
-    """Return `key` without dots, one-to-one: `%` → `%25`, `.` → `%2E`.
+def split_suffix(name: str) -> tuple[str, str]:
+    """Return `name` without its last file ending, and the ending.
 
-    WebDataset readers take everything after the first dot of a name for its extension.
+    >>> split_suffix("a.b/c.d.jpg"), split_suffix("a.b/c"), split_suffix(".jpg")
+    (('a.b/c.d', '.jpg'), ('a.b/c', ''), ('.jpg', ''))
+    """
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or not suffix or "/" in suffix or not stem or stem.endswith("/"):
+        return name, ""
+    return stem, dot + suffix
 
-    >>> escape_key("gallery/a.b%c")
+
+def sample_key(split: str, name: str) -> str:
+    """Return `<split>/<name without its ending>`, without dots, one-to-one: `%` → `%25`, `.` → `%2E`.
+
+    WebDataset readers take everything after the first dot of a name for its ending.
+
+    >>> sample_key("gallery", "a.b%c.jpg")
     'gallery/a%2Eb%25c'
     """
-    return key.replace("%", "%25").replace(".", "%2E")
+    stem = split_suffix(name)[0]
+    if "%" in stem or "." in stem:
+        stem = stem.replace("%", "%25").replace(".", "%2E")
+    return f"{split}/{stem}"
 
 
 def is_safe_path(path: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from entire_id.errors import EvaluationError
-from entire_id.loading.decode import RgbImage
+from entire_id.images import RgbImage
 from entire_id.loading.embed import Features, read_features
 from entire_id.loading.reader import CropReader
 from entire_id.records import JUNK_PID, PART_OF_SPLIT, Person

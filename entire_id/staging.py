@@ -28,15 +28,19 @@ def beside(out: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def new_folder(out: Path, replaces: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+def new_folder(
+    out: Path, replaces: Callable[[Path], bool] | None = None, keeps: tuple[type[BaseException], ...] = ()
+) -> Iterator[Path]:
     """Give an empty folder that becomes `out` on a clean exit.
 
-    It lies in `<out>.partial`. On an error that vanishes, together with the parent folders that were made for it. What
-    a killed run left there is cleared first.
+    It is `<out>.partial/tree`. On an error `<out>.partial` vanishes, together with the parent folders that were made
+    for it, and what a killed run left there is cleared first: unless there are errors to go on after.
 
     Args:
         out: a folder that is empty or does not exist.
         replaces: tells whether an older `out` may be replaced; none may by default.
+        keeps: errors after which the work stays for the next run to go on with; then the folder may hold something, and
+            `<out>.partial/notes` is there to remember what.
 
     Raises:
         OutputExistsError: `out`, or `<out>.partial`, holds something else, or another run is at work there.
@@ -48,17 +52,22 @@ def new_folder(out: Path, replaces: Callable[[Path], bool] | None = None) -> Ite
     lock = _claim(work, out)
     tree = work / "tree"
     try:
-        shutil.rmtree(tree, ignore_errors=True)
-        tree.mkdir()
+        if not keeps:
+            _clear(work)
+        for folder in (tree, work / "notes"):
+            folder.mkdir(exist_ok=True)
         yield tree
-        for folder, _, _ in os.walk(tree):
-            sync(Path(folder))
+        for name, _, _ in os.walk(tree):
+            sync(Path(name))
         if replaces and target.is_dir() and any(target.iterdir()):
             _check_target(out, target, replaces)
             shutil.rmtree(target)
         tree.replace(target)
         sync(target.parent)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, keeps):
+            os.close(lock)
+            raise
         _release(work, lock)
         for parent in missing:
             with suppress(OSError):  # somebody else uses it by now
@@ -94,11 +103,16 @@ def _claim(work: Path, out: Path) -> int:
 
 
 def _release(work: Path, lock: int) -> None:
-    shutil.rmtree(work / "tree", ignore_errors=True)
+    _clear(work)
     (work / _MARK).unlink(missing_ok=True)
     with suppress(OSError):  # somebody put something there
         work.rmdir()
     os.close(lock)
+
+
+def _clear(work: Path) -> None:
+    for name in ("tree", "notes"):
+        shutil.rmtree(work / name, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

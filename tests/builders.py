@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import subprocess
+import sys
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from entire_id.shards.pack import PackConfig, pack
+from entire_id.records import Rejected, Sample
+from entire_id.shards.pack import PackConfig, PackReport, pack
 from entire_id.sources.layouts import open_source
+from entire_id.staging import beside
 
 
 def image_bytes(seed: int = 0, size: tuple[int, int] = (24, 48), kind: str = "JPEG") -> bytes:
@@ -53,6 +60,124 @@ def pack_folder(source: Path, out: Path, **options: object) -> Path:
     return out
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return every file below `folder`, hidden ones too, and every folder as no bytes."""
+    return {
+        path.relative_to(folder).as_posix(): b"" if path.is_dir() else path.read_bytes() for path in folder.rglob("*")
+    }
+
+
+def many_crops(folder: Path, people: int, shots: int) -> Path:
+    """Write many small files quickly: one picture each, told apart by a number behind its end."""
+    picture = image_bytes()
+    for split in ("query", "bounding_box_test"):
+        (folder / split).mkdir(parents=True)
+        for pid in range(people):
+            for shot in range(shots if split != "query" else 1):
+                name = f"{pid:05d}_c{shot % 3:03d}s0_{shot}.jpg"
+                (folder / split / name).write_bytes(picture + f"{split}{pid}/{shot}".encode())
+    return folder
+
+
+class Wrapped:
+    """A source that a test may spoil: all of another's, to be overridden."""
+
+    def __init__(self, path: Path) -> None:
+        self._source = open_source(path)
+        self.name, self.cameras = self._source.name, self._source.cameras
+
+    def samples(self) -> Iterator[Sample | Rejected]:
+        return self._source.samples()
+
+    def read(self, path: str) -> bytes:
+        return self._source.read(path)
+
+    def changed_ns(self, path: str) -> int:
+        return self._source.changed_ns(path)
+
+
+class Slow(Wrapped):
+    """A source that takes a while for every crop, in every process."""
+
+    def __init__(self, path: Path, wait_s: float) -> None:
+        super().__init__(path)
+        self._wait_s = wait_s
+
+    def read(self, path: str) -> bytes:
+        time.sleep(self._wait_s)
+        return super().read(path)
+
+
+class StoppedError(KeyboardInterrupt):
+    """Ctrl-C, as far as packing can tell."""
+
+
+def stop_pack(source: Path, out: Path, after: int, **options: object) -> None:
+    """Pack until `after` crops are written, then be interrupted; the next run may go on."""
+
+    def interrupt(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "packing" and done >= after:
+            raise StoppedError
+
+    try:
+        pack(open_source(source), out, PackConfig(**options), interrupt)
+    except StoppedError:
+        assert not out.exists()
+        assert list(beside(out, ".partial").glob("notes/*.json"))
+    else:
+        raise AssertionError(f"nothing stopped it before {after} crops")
+
+
+def go_on(source: Path, out: Path, **options: object) -> PackReport:
+    """Pack and return the report."""
+    return pack(open_source(source), out, PackConfig(**options))
+
+
+def settle() -> None:
+    """Wait until files that were just made are older than the clock is exact: younger ones are always read anew."""
+    time.sleep(0.15)
+
+
+# Counts every change that Python makes to the folder of the output, and dies just before the given one.
+KILLED_RUN = """
+import json, os, signal, sys
+from pathlib import Path
+from entire_id.shards.pack import PackConfig, pack
+from entire_id.sources.layouts import open_source
+from entire_id.staging import beside
+
+source, out, last, options = sys.argv[1:]
+options = json.loads(options)
+if options.get("previous"):
+    options["previous"] = Path(options["previous"])
+home = str(Path(out).parent)
+steps = 0
+events = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link")
+
+def watch(event, arguments):
+    global steps
+    if event not in events or not str(arguments[0]).startswith(home):
+        return
+    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return
+    steps += 1
+    if last in (str(steps), event):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    sys.addaudithook(watch)
+    pack(open_source(Path(source)), Path(out), PackConfig(**options))
+    print(steps)
+"""
+
+
+def run_until(last: int | str, source: Path, out: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """Pack in a process that kills itself just before its step number `last`, or before the first event so named."""
+    texts = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    command = [sys.executable, "-c", KILLED_RUN, str(source), str(out), str(last), json.dumps(texts)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
 def write_zip(path: Path, entries: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
     """Write an archive of `entries` and return `path`."""
     with zipfile.ZipFile(path, "w", method) as archive:
@@ -79,3 +204,8 @@ def rejected_rows(out: Path) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def resize_disk(disk: Path, num_bytes: int) -> None:
+    """Give the file system of the fixture `small_disk` another size."""
+    subprocess.run(["mount", "-o", f"remount,size={num_bytes}", str(disk)], check=True)

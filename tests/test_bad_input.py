@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from entire_id.errors import CropRejectedError, NothingToPackError, OutputExistsError
+from entire_id.errors import CropRejectedError, NothingToPackError, OutputExistsError, SourceChangedError
 from entire_id.records import Reason
 from entire_id.shards.pack import PackConfig, pack
 from entire_id.shards.verify import verify
@@ -239,17 +240,24 @@ def test_a_file_larger_than_any_crop_is_too_large(tmp_path):
     assert pack_and_check(root, tmp_path / "entire-id", 2) == {"query/00001_c001s0_1.jpg": "too-large"}
 
 
-def test_a_file_that_goes_away_between_listing_and_reading_is_missing(tmp_path):
+def test_a_file_that_goes_away_between_listing_and_reading_stops_the_run_and_the_next_goes_on(tmp_path):
     gallery = "bounding_box_test/00001_c001s0_1.jpg"
     root = write_crops(tmp_path / "crops", [PLAIN, gallery])
 
-    def take_away(stage: str, done: int, total: int) -> None:
+    def take_away(stage: str, done: int, total: int, note: str = "") -> None:
         if stage == "packing" and done == 1:  # the query is written, the gallery comes next
             (root / gallery).unlink()
 
-    report = pack(open_source(root), tmp_path / "entire-id", PackConfig(), take_away)
+    time.sleep(0.2)  # what is younger than the clock is exact is never taken for done
+    with pytest.raises(SourceChangedError, match=f"'{gallery}': vanished") as caught:
+        pack(open_source(root), tmp_path / "entire-id", PackConfig(), take_away)
+    assert caught.value.path == gallery
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "entire-id.partial"]
+    report = pack(open_source(root), tmp_path / "entire-id", PackConfig())
+    assert report.num_resumed == 1
     assert list(report.manifest.splits) == ["query"]
-    assert [(row["path"], row["reason"]) for row in rejected_rows(tmp_path / "entire-id")] == [(gallery, "missing")]
+    assert rejected_rows(tmp_path / "entire-id") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "entire-id"]
 
 
 # ---------------------------------------------------------------- what only a zip holds

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from entire_id.images import MAX_PIXELS
 from entire_id.records import Reason
 from entire_id.schema import COLUMNS
-from entire_id.shards.images import MAX_PIXELS
 from entire_id.sources.files import MAX_FILE_BYTES
 
 from builders import pack_folder, write_crops

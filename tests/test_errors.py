@@ -23,10 +23,14 @@ from entire_id.errors import (
     ManifestError,
     NothingToPackError,
     OutputExistsError,
+    PreviousVersionError,
     RepositoryNotFoundError,
+    SourceChangedError,
     SourceError,
     SplitNotFoundError,
     TableError,
+    WorkerDiedError,
+    WriteFailedError,
 )
 
 CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, EntireIdError)]
@@ -40,6 +44,10 @@ EXAMPLES = [
     (TableError("t.csv", "no column pid", ["path"]), ValueError, ["'t.csv'", "no column pid", "path", "camid, split"]),
     (CropRejectedError("x.jpg", "empty", ""), ValueError, ["'x.jpg'", "rejected: empty.", "--strict"]),
     (CropRejectedError("x.jpg", "name", "expected y"), ValueError, ["name (expected y)"]),
+    (SourceChangedError("x.jpg", "vanished"), ValueError, ["'x.jpg'", "vanished", "Type the same command again"]),
+    (WriteFailedError("o/d.tar", "No space"), OSError, ["'o/d.tar'", "No space", "Make room", "same command again"]),
+    (WorkerDiedError(), RuntimeError, ["killed", "Type the same command again", "--jobs 1"]),
+    (PreviousVersionError("old", "that is version 2.0.0"), ValueError, ["'old'", "cannot follow", "version 2.0.0"]),
     (OutputExistsError(Path("out")), FileExistsError, ["'out'", "not empty", "Name a new folder"]),
     (NothingToPackError("d", 7, "o.rejected.csv"), ValueError, ["'d'", "7 files", "'o.rejected.csv'"]),
     (DatasetNotFoundError("d", "no such folder"), FileNotFoundError, ["'d'", "no such folder", "entire-id pack"]),
@@ -90,16 +98,7 @@ def test_a_long_list_of_folders_is_cut_in_the_message_but_not_in_the_attribute()
     assert len(error.found) == 1000
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        errors.OutputExistsError("a/b", "it is in use"),
-        errors.CropRejectedError("a.jpg", "empty", ""),
-        errors.CamerasFileError("cameras.csv", 3, "no number"),
-        errors.SplitNotFoundError("x", "train", ["query"]),
-        errors.EvaluationError("no"),
-    ],
-)
+@pytest.mark.parametrize("error", [error for error, *_ in EXAMPLES], ids=lambda value: type(value).__name__)
 def test_errors_cross_process_borders_whole(error):
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.__dict__) == (type(error), str(error), error.__dict__)

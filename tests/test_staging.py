@@ -58,6 +58,7 @@ def test_killed_run_leaves_nothing_under_the_name_and_the_next_clears_up(tmp_pat
     assert names(tmp_path) == [
         "out.partial",
         "out.partial/.unfinished",
+        "out.partial/notes",
         "out.partial/tree",
         "out.partial/tree/half",
     ]
@@ -103,3 +104,88 @@ def test_two_runs_at_once_the_second_is_refused(tmp_path: Path) -> None:
             pass
         (tree / "file").write_text("first")
     assert names(tmp_path) == ["out", "out/file"]
+
+
+# --- work that is kept for the next run
+
+
+class Stopped(Exception):
+    """An error after which a run can go on."""
+
+
+def stop(out: Path, error: type[BaseException], keeps: tuple[type[BaseException], ...] = (Stopped,)) -> None:
+    with pytest.raises(error), new_folder(out, keeps=keeps) as tree:
+        (tree / "half").write_text("done")
+        (tree.parent / "notes" / "half.json").write_text("{}")
+        raise error
+
+
+KEPT = [".unfinished", "notes", "notes/half.json", "tree", "tree/half"]
+
+
+def test_work_stays_after_an_error_to_go_on_after_and_the_next_run_finds_it(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    stop(out, Stopped)
+    assert names(tmp_path / "a") == ["out.partial", *(f"out.partial/{name}" for name in KEPT)]
+    with new_folder(out, keeps=(Stopped,)) as tree:
+        assert tree == tmp_path / "a" / "out.partial" / "tree"
+        assert names(tree.parent) == KEPT
+    assert names(tmp_path) == ["a", "a/out", "a/out/half"], "work and notes are gone, what was made is there"
+
+
+def test_work_stays_after_an_error_of_a_kind_of_those(tmp_path: Path) -> None:
+    stop(tmp_path / "out", FileNotFoundError, keeps=(OSError, Stopped))
+    assert names(tmp_path / "out.partial") == KEPT
+
+
+def test_other_errors_remove_the_work_of_earlier_runs_too(tmp_path: Path) -> None:
+    for error in (ValueError, KeyboardInterrupt):
+        stop(tmp_path / "out", Stopped)
+        stop(tmp_path / "out", error)
+        assert names(tmp_path) == []
+
+
+def test_a_run_that_does_not_go_on_clears_what_another_left(tmp_path: Path) -> None:
+    stop(tmp_path / "out", Stopped)
+    with new_folder(tmp_path / "out") as tree:
+        assert names(tree.parent) == [".unfinished", "notes", "tree"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_killed_run_leaves_its_work_for_one_that_goes_on(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out"], check=False)
+    with new_folder(tmp_path / "out", keeps=(Stopped,)) as tree:
+        assert (tree / "half").read_text() == "done"
+    assert names(tmp_path) == ["out", "out/half"]
+
+
+def test_a_run_is_refused_while_another_is_at_work_and_goes_on_after_it_stopped(tmp_path: Path) -> None:
+    with pytest.raises(Stopped), new_folder(tmp_path / "out", keeps=(Stopped,)) as tree:
+        (tree / "half").write_text("done")
+        stop_refused(tmp_path / "out")
+        assert (tree / "half").read_text() == "done"
+        raise Stopped
+    with new_folder(tmp_path / "out", keeps=(Stopped,)) as tree:
+        assert (tree / "half").read_text() == "done"
+
+
+def stop_refused(out: Path) -> None:
+    with pytest.raises(OutputExistsError, match="another run"), new_folder(out, keeps=(Stopped,)):
+        pass
+
+
+def test_kept_work_is_no_excuse_to_write_over_what_has_come_to_be(tmp_path: Path) -> None:
+    stop(tmp_path / "out", Stopped)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("text")
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "out", keeps=(Stopped,)):
+        pass
+    assert (tmp_path / "out" / "mine").read_text() == "text"
+
+
+def test_kept_work_becomes_an_empty_folder_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    stop(tmp_path / "out", Stopped)
+    with new_folder(tmp_path / "out", keeps=(Stopped,)):
+        pass
+    assert names(tmp_path) == ["out", "out/half"]

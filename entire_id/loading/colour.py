@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.loading.decode import RgbImage
+from entire_id.images import RgbImage
 
 __all__ = ["describe_colour", "rgb_to_hsv"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import FeaturesError
+from entire_id.images import RgbImage
 from entire_id.loading.colour import describe_colour
-from entire_id.loading.decode import RgbImage
 from entire_id.loading.reader import CropReader
 from entire_id.records import SPLITS, Progress, no_progress
 from entire_id.shards.manifest import read_manifest

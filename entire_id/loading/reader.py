@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from entire_id.errors import ImageDecodeError, ManifestError, SplitNotFoundError
-from entire_id.loading.decode import RgbImage, decode_rgb
+from entire_id.images import RgbImage, decode_rgb
 from entire_id.schema import arrow_schema, meta_columns
 from entire_id.shards.manifest import Shard, read_manifest
 

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Self
 
@@ -19,16 +19,16 @@ from entire_id.errors import CropRejectedError, OutputExistsError
 from entire_id.records import SPLITS, Progress, Reason, Rejected, Sample, Source
 from entire_id.shards.plan import Rows, hash_keys
 
-__all__ = ["Listing", "RejectedLog", "list_crops"]
+__all__ = ["Listing", "RejectedLog", "list_crops", "samples_of"]
 
 _HEADER = ("path", "reason", "detail")
+_MAX_SORTED_ROWS = 200_000
 _BATCH_ROWS = 1 << 16
-_COLUMNS = ("path", "split", "key", "pid", "camid", "seq", "frame", "continent")
-_SCHEMA = pa.schema(
+_SCHEMA = pa.schema(  # the fields of Sample
     [
-        ("path", pa.string()),
+        ("folder", pa.dictionary(pa.int16(), pa.string())),
+        ("name", pa.string()),
         ("split", pa.dictionary(pa.int8(), pa.string())),
-        ("key", pa.string()),
         ("pid", pa.int32()),
         ("camid", pa.int32()),
         ("seq", pa.int32()),
@@ -74,12 +74,23 @@ class RejectedLog:
     def publish(self) -> Path | None:
         """Give the file its final name; None, and no file, if nothing was rejected."""
         self._file.flush()
+        self._sort()
         os.fsync(self._file.fileno())
         if self.counts:
             self._partial.replace(self.path)
             return self.path
         self.path.unlink(missing_ok=True)
         return None
+
+    def _sort(self) -> None:
+        """Put the rows in the order of paths, which the file system does not give, unless they are too many."""
+        if self.counts.total() > _MAX_SORTED_ROWS:
+            return
+        with self._partial.open(newline="", encoding="utf-8") as file:
+            rows = sorted(list(csv.reader(file))[1:])
+        self._file.seek(0)
+        self._writer.writerows([_HEADER, *rows])
+        self._file.flush()
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
@@ -88,10 +99,10 @@ class RejectedLog:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The crops of a source, without pixels.
+    """The crops of a source, without pixels: about 60 bytes a crop.
 
     Attributes:
-        table: path, split, key, pid, camid, seq, frame, continent of each.
+        table: the fields of `Sample`, a row a crop.
         rows: the same as `plan_shards` wants them.
     """
 
@@ -106,21 +117,29 @@ class Listing:
 def list_crops(source: Source, seed: int, log: RejectedLog, progress: Progress) -> Listing:
     """Return every usable crop of `source`; the others go to `log`.
 
-    Of several files with one key the first is kept.
+    Of several files with one key the first by path is kept.
     """
-    samples = _keep_samples(source, log, progress)
-    batches = list(_batches(samples))
+    batches, hashes = [], []
+    for samples in _batches(_keep_samples(source, log, progress)):
+        columns = zip(*samples, strict=True)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
+        hashes.append(hash_keys([sample.key for sample in samples], seed))
     table = pa.Table.from_batches(batches, _SCHEMA).unify_dictionaries()
-    hashes = [hash_keys(batch["key"].to_pylist(), seed) for batch in table.to_batches()]
     key_hash = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-    twins = _duplicates(table["key"], key_hash)
-    if len(twins):
-        for path, key in zip(*(table.take(twins)[name].to_pylist() for name in ("path", "key")), strict=True):
-            log.add(Rejected(path, Reason.DUPLICATE_KEY, f"another file is {key} too"))
+    twins = _duplicates(table, key_hash)
+    if twins:
+        for sample in twins.values():
+            log.add(Rejected(sample.path, Reason.DUPLICATE_KEY, f"another file is {sample.key} too"))
         keep = np.ones(len(table), bool)
-        keep[twins] = False
+        keep[list(twins)] = False
         table, key_hash = table.filter(pa.array(keep)), key_hash[keep]
     return Listing(table, _rows(table, key_hash))
+
+
+def samples_of(table: pa.Table) -> Iterator[Sample]:
+    """Yield the samples that the rows of `Listing.table` stand for."""
+    return starmap(Sample, zip(*(table[name].to_pylist() for name in Sample._fields), strict=True))
 
 
 def _keep_samples(source: Source, log: RejectedLog, progress: Progress) -> Iterator[Sample]:
@@ -133,50 +152,41 @@ def _keep_samples(source: Source, log: RejectedLog, progress: Progress) -> Itera
             yield sample
 
 
-def _batches(samples: Iterator[Sample]) -> Iterator[pa.RecordBatch]:
-    columns: list[list[object]] = [[] for _ in _COLUMNS]
-    for sample in samples:
-        for values, name in zip(columns, _COLUMNS, strict=True):
-            values.append(getattr(sample, name))
-        if len(columns[0]) == _BATCH_ROWS:
-            yield _batch(columns)
-            columns = [[] for _ in _COLUMNS]
-    if columns[0]:
-        yield _batch(columns)
+def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+    while batch := list(islice(samples, _BATCH_ROWS)):
+        yield batch
 
 
-def _batch(columns: list[list[object]]) -> pa.RecordBatch:
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
-
-
-def _duplicates(keys: pa.ChunkedArray, key_hash: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return the rows whose key an earlier row has, sorted."""
+def _duplicates(table: pa.Table, key_hash: npt.NDArray[np.uint64]) -> dict[int, Sample]:
+    """Return the rows, and their samples, whose key a row with a smaller path has."""
     order = np.argsort(key_hash, kind="stable")
-    same = key_hash[order][1:] == key_hash[order][:-1]
-    suspects = np.flatnonzero(np.append(same, False) | np.append(False, same))
-    seen: set[str] = set()
-    twins = []
-    for row in order[suspects].tolist():
-        key = keys[row].as_py()
-        if key in seen:
-            twins.append(row)
-        seen.add(key)
-    return np.array(sorted(twins), np.int64)
+    same = np.flatnonzero(key_hash[order][1:] == key_hash[order][:-1])
+    suspects = order[np.union1d(same, same + 1)]
+    found = sorted(zip(samples_of(table.take(pa.array(suspects))), suspects.tolist(), strict=True))
+    first_path: dict[str, str] = {}
+    for sample, _ in sorted(found, key=lambda item: item[0].path):
+        first_path.setdefault(sample.key, sample.path)
+    kept: set[str] = set()
+    twins = {}
+    for sample, row in found:
+        if sample.path == first_path[sample.key] and sample.key not in kept:
+            kept.add(sample.key)
+        else:
+            twins[row] = sample
+    return twins
 
 
 def _rows(table: pa.Table, key_hash: npt.NDArray[np.uint64]) -> Rows:
-    split, _ = _codes(table["split"], SPLITS)
-    names = sorted({name for chunk in table["continent"].chunks for name in chunk.dictionary.to_pylist()})
-    continent, continents = _codes(table["continent"], tuple(names))
+    split = _codes(table["split"], SPLITS)
+    continents = tuple(sorted(table["continent"].unique().to_pylist()))
+    continent = _codes(table["continent"], continents)
     return Rows(split, SPLITS, continent, continents, table["pid"].to_numpy(), key_hash)
 
 
-def _codes(column: pa.ChunkedArray, names: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def _codes(column: pa.ChunkedArray, names: tuple[str, ...]) -> npt.NDArray[np.int16]:
     position = {name: code for code, name in enumerate(names)}
-    parts = [
-        np.array([position[name] for name in chunk.dictionary.to_pylist()], np.int64)[chunk.indices.to_numpy()]
-        for chunk in column.chunks
-        if len(chunk)
-    ]
-    return np.fromiter(chain.from_iterable(parts), np.int64) if not parts else np.concatenate(parts), names
+    parts = [np.empty(0, np.int16)]
+    for chunk in column.chunks:
+        codes = np.array([position.get(name, -1) for name in chunk.dictionary.to_pylist()], np.int16)
+        parts.append(codes[chunk.indices.to_numpy()])
+    return np.concatenate(parts)

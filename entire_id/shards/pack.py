@@ -1,25 +1,33 @@
-"""Samples → a folder of shards with its manifest: plan, write, check what was written, rename."""
+"""Samples → a folder of shards with its manifest: list, plan, write, rename."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import io
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import pyarrow as pa
-import xxhash
+import pyarrow.parquet as pq
 
-from entire_id.errors import ManifestError, NothingToPackError, OutputExistsError
-from entire_id.records import UNKNOWN_CONTINENT, Camera, Progress, Reason, Rejected, Source, no_progress
-from entire_id.schema import arrow_schema, meta_columns, shard_columns
+from entire_id.errors import (
+    NothingToPackError,
+    OutputExistsError,
+    PreviousVersionError,
+    SourceChangedError,
+    WorkerDiedError,
+)
+from entire_id.records import (
+    JUNK_PID,
+    UNKNOWN_CONTINENT,
+    Camera,
+    Progress,
+    Reason,
+    Source,
+    no_progress,
+)
 from entire_id.shards.configs import render_readme
-from entire_id.shards.images import Unusable, image_size
+from entire_id.shards.engine import run_tasks
 from entire_id.shards.listing import Listing, RejectedLog, list_crops
 from entire_id.shards.manifest import (
     CAMERAS_FILE,
@@ -29,22 +37,16 @@ from entire_id.shards.manifest import (
     VERSION,
     FileEntry,
     Manifest,
-    Shard,
     file_digest,
+    read_manifest,
 )
-from entire_id.shards.parquet import ParquetShard, write_meta
-from entire_id.shards.plan import PlannedShard, plan_shards
-from entire_id.shards.records import Crops, ShardWriter, Spans
-from entire_id.shards.tar import TarShard
+from entire_id.shards.plan import Placement, PlannedShard, keyed_hash, plan_shards
+from entire_id.shards.write import PreviousShard, ShardDone, ShardTask
 from entire_id.staging import beside, new_folder, sync
 
-__all__ = ["ROW_GROUPS_KEY", "PackConfig", "PackReport", "pack"]
+__all__ = ["PackConfig", "PackReport", "pack"]
 
-ROW_GROUPS_KEY = b"row_groups"
-"""Metadata key of a meta file: JSON list of how many rows each row group of its shard has, in order."""
-
-_MAX_GROUP_BYTES = 1 << 30  # an Arrow binary array ends at 2 GiB
-_WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
+_GO_ON_AFTER = (OSError, KeyboardInterrupt, MemoryError, SourceChangedError, WorkerDiedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,9 @@ class PackConfig:
         shard_rows: target size of a shard, about 180 MB at 8 kB a crop.
         seed: key of the hashes that place the rows, 0 to 2⁶⁴ - 1.
         strict: raise at the first rejected file.
+        decode: decode every image, and reject what does not decode; about 150 µs a crop.
+        jobs: processes that write shards.
+        previous: folder of the version before: people stay in their shards, and unchanged shards are kept as they are.
     """
 
     version: str = "1.0.0"
@@ -66,14 +71,22 @@ class PackConfig:
     shard_rows: int = 22_500
     seed: int = 0
     strict: bool = False
+    decode: bool = False
+    jobs: int = 1
+    previous: Path | None = None
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: a field is out of its range.
+        """
         if not VERSION.fullmatch(self.version):
             raise ValueError(f"version {self.version!r} is not of the form 1.2.0")
         if self.format not in FORMATS:
             raise ValueError(f"format {self.format!r} is none of {', '.join(FORMATS)}")
-        if self.shard_rows < 1:
-            raise ValueError(f"shard_rows {self.shard_rows} is not at least 1")
+        if self.shard_rows < 1 or self.jobs < 1:
+            raise ValueError(f"shard_rows {self.shard_rows} and jobs {self.jobs} must be at least 1")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed {self.seed} is not in 0..2**64 - 1")
 
@@ -87,7 +100,9 @@ class PackReport:
         manifest: what it holds.
         rejected: files left out, by reason.
         rejected_csv: their list; None if there are none.
-        cameras_undescribed: cameras seen in names that no cameras.csv describes, sorted.
+        cameras_undescribed: cameras whose crops have no continent and that no cameras.csv describes, sorted.
+        num_kept: shards of the previous version that were kept as they are.
+        num_resumed: shards that an interrupted run had finished.
     """
 
     folder: Path
@@ -95,6 +110,8 @@ class PackReport:
     rejected: Mapping[Reason, int]
     rejected_csv: Path | None
     cameras_undescribed: tuple[int, ...]
+    num_kept: int = 0
+    num_resumed: int = 0
 
 
 def pack(
@@ -103,7 +120,7 @@ def pack(
     """Pack `source` into the new folder `out` and return what was done.
 
     The folder appears under its name when it is complete. Files that cannot be packed are listed, with the reason, in
-    `<out>.rejected.csv` beside it.
+    `<out>.rejected.csv` beside it. A run that was interrupted left `<out>.partial`, and the same call goes on with it.
 
     Args:
         source: raw crops.
@@ -112,25 +129,40 @@ def pack(
         progress: told how far it is.
 
     Raises:
-        OutputExistsError: `out` holds something.
         SourceError: the source cannot be read as a whole.
+        OutputExistsError: `out` holds something, or another run is making it.
         NothingToPackError: every file was rejected.
         CropRejectedError: `config.strict` and one file was rejected.
+        SourceChangedError: a file changed or vanished while it was read.
+        WriteFailedError: the disk is full, or refuses.
+        PreviousVersionError: the version cannot follow the previous one.
     """
     out, config = Path(out), config or PackConfig()
     config = replace(config, name=config.name or out.resolve().name)
     _check_outside(out, source)
+    previous = None if config.previous is None else _read_previous(config)
     with (
-        new_folder(out) as partial,
+        new_folder(out, keeps=_GO_ON_AFTER) as tree,
         RejectedLog(beside(out, ".rejected.csv"), strict=config.strict) as log,
     ):
         listing = list_crops(source, config.seed, log, progress)
-        written = _write_shards(source, listing, partial, config, log, progress)
+        placements = None if previous is None else _placements(config.previous, previous, config.seed)
+        planned = plan_shards(listing.rows, config.shard_rows, config.seed, placements)
+        tasks = _tasks(planned, listing, source, tree, config, previous)
+        done = _collect(run_tasks(tasks, config.jobs), len(listing.table), log, progress)
         rejected_csv = log.publish()
-        if not written:
+        if not any(shard.files for shard in done):
             raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
-        manifest = _write_manifest(partial, config, written, _cameras_csv(source.cameras, listing))
-    return PackReport(out, manifest, dict(log.counts), rejected_csv, _undescribed(source.cameras, listing))
+        manifest = _write_manifest(tree, config, done, _cameras_csv(source.cameras, listing))
+    return PackReport(
+        folder=out,
+        manifest=manifest,
+        rejected=dict(log.counts),
+        rejected_csv=rejected_csv,
+        cameras_undescribed=_undescribed(source.cameras, listing),
+        num_kept=sum(shard.kept for shard in done),
+        num_resumed=sum(shard.resumed for shard in done),
+    )
 
 
 def _check_outside(out: Path, source: Source) -> None:
@@ -140,6 +172,88 @@ def _check_outside(out: Path, source: Source) -> None:
         raise OutputExistsError(out, "it lies inside the folder of crops")
 
 
+# --- the version before -----------------------------------------------------------------------------------------------
+
+
+def _read_previous(config: PackConfig) -> Manifest:
+    folder = config.previous or Path()
+    manifest = read_manifest(folder)
+    if _numbers(manifest.version) >= _numbers(config.version):
+        raise PreviousVersionError(folder, f"that is version {manifest.version}, this would be {config.version}")
+    for name in ("format", "seed"):
+        if getattr(manifest, name) != getattr(config, name):
+            raise PreviousVersionError(
+                folder, f"its {name} is {getattr(manifest, name)!r}, this one's {getattr(config, name)!r}"
+            )
+    return manifest
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _placements(folder: Path | None, manifest: Manifest, seed: int) -> dict[tuple[str, str], Placement]:
+    """Return where the previous version has its people, and its junk."""
+    placements: dict[tuple[str, str], Placement] = {}
+    for shard in manifest.shards:
+        number = _shard_number(shard.path)
+        place = placements.setdefault((shard.split, shard.continent), Placement({}, {}, 0))
+        meta = pq.read_table((folder or Path()) / shard.meta_path, columns=["key", "pid"], partitioning=None)
+        junk = meta.filter(meta["pid"].to_numpy() == JUNK_PID)["key"].to_pylist()
+        placements[shard.split, shard.continent] = Placement(
+            {**place.shard_of_pid, **dict.fromkeys(shard.pids, number)},
+            {**place.shard_of_junk, **{keyed_hash(key, seed): number for key in junk}},
+            max(place.next_number, number + 1),
+        )
+    return placements
+
+
+def _shard_number(path: str) -> int:
+    return int(path.rpartition("-")[2].partition(".")[0])
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def _tasks(
+    planned: list[PlannedShard],
+    listing: Listing,
+    source: Source,
+    tree: Path,
+    config: PackConfig,
+    previous: Manifest | None,
+) -> Iterator[ShardTask]:
+    entries = {entry.path: entry for entry in previous.files} if previous else {}
+    shards = {shard.path: shard for shard in previous.shards} if previous else {}
+    for plan in planned:
+        path = f"data/{plan.stem}{FORMATS[config.format]}"
+        old = shards.get(path)
+        kept = config.previous and old and PreviousShard(config.previous, old, (entries[path], entries[old.meta_path]))
+        yield ShardTask(
+            source=source,
+            rows=listing.take(plan.rows),
+            group_stops=tuple(plan.group_stops.tolist()),
+            stem=plan.stem,
+            format=config.format,
+            decode=config.decode,
+            tree=tree,
+            notes=tree.parent / "notes",
+            previous=kept or None,
+        )
+
+
+def _collect(shards: Iterator[ShardDone], total: int, log: RejectedLog, progress: Progress) -> list[ShardDone]:
+    finished, num_rows, num_bytes = [], 0, 0
+    for done in shards:
+        for rejected in done.rejected:
+            log.add(rejected)
+        finished.append(done)
+        num_rows += len(done.rejected) + (done.shard.rows if done.shard else 0)
+        num_bytes += sum(entry.bytes for entry in done.files)
+        progress("packing", num_rows, total, f"{num_bytes / 1e9:.1f} GB, {log.counts.total():,} rejected")
+    return finished
+
+
 def _write_text(folder: Path, name: str, text: str, rows: int = 0) -> FileEntry:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -147,25 +261,33 @@ def _write_text(folder: Path, name: str, text: str, rows: int = 0) -> FileEntry:
     return FileEntry(name, rows, path.stat().st_size, file_digest(path))
 
 
-def _write_manifest(
-    folder: Path, config: PackConfig, written: list[tuple[Shard, list[FileEntry]]], cameras_csv: str
-) -> Manifest:
-    """Write cameras.csv, manifest.json and README.md."""
-    files = [entry for _, entries in written for entry in entries]
+def _write_manifest(tree: Path, config: PackConfig, shards: list[ShardDone], cameras_csv: str) -> Manifest:
+    """Write cameras.csv, manifest.json and README.md, and remove what an earlier run with another plan left."""
     num_cameras = len(list(csv.DictReader(io.StringIO(cameras_csv))))
-    files.append(_write_text(folder, CAMERAS_FILE, cameras_csv, num_cameras))
+    files = [entry for done in shards for entry in done.files]
+    files.append(_write_text(tree, CAMERAS_FILE, cameras_csv, num_cameras))
     manifest = Manifest(
         name=config.name,
         version=config.version,
         format=config.format,
         seed=config.seed,
         shard_rows=config.shard_rows,
-        shards=tuple(shard for shard, _ in written),
+        shards=tuple(done.shard for done in shards if done.shard),
         files=tuple(sorted(files, key=lambda entry: entry.path)),
     )
-    _write_text(folder, MANIFEST_FILE, manifest.to_json())
-    _write_text(folder, README_FILE, render_readme(manifest))
+    listed = {entry.path for entry in files}
+    for path in sorted(tree.rglob("*"), reverse=True):  # files before the folders that hold them
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(tree).as_posix() not in listed:
+            path.unlink()
+    _write_text(tree, MANIFEST_FILE, manifest.to_json())
+    _write_text(tree, README_FILE, render_readme(manifest))
     return manifest
+
+
+# --- cameras ----------------------------------------------------------------------------------------------------------
 
 
 def _seen_continents(listing: Listing) -> dict[int, set[str]]:
@@ -201,142 +323,3 @@ def _cameras_csv(cameras: tuple[Camera, ...], listing: Listing) -> str:
         continent = next(iter(found)) if len(found) == 1 else ""
         writer.writerow({**camera.columns, "camid": camid, "continent": continent})
     return text.getvalue()
-
-
-def _write_shards(
-    source: Source, listing: Listing, partial: Path, config: PackConfig, log: RejectedLog, progress: Progress
-) -> list[tuple[Shard, list[FileEntry]]]:
-    done, written = 0, []
-    for planned in plan_shards(listing.rows, config.shard_rows, config.seed):
-        shard = _write_shard(planned, source, listing, partial, config.format, log)
-        if shard is not None:
-            written.append(shard)
-        done += len(planned.rows)
-        progress("packing", done, len(listing.table))
-    return written
-
-
-def _write_shard(
-    planned: PlannedShard, source: Source, listing: Listing, partial: Path, format_: str, log: RejectedLog
-) -> tuple[Shard, list[FileEntry]] | None:
-    """Write a shard and its meta file; None if every crop of it was rejected."""
-    path = f"data/{planned.stem}{FORMATS[format_]}"
-    meta_path = f"meta/{planned.stem}.parquet"
-    temporary = _temporary(partial, path)
-    writer = _WRITERS[format_](temporary)
-    labels, group_rows, num_bytes = [], [], 0
-    try:
-        for group in planned.groups():
-            for crops in _read_crops(listing.take(group), source, log):
-                writer.write(crops)
-                labels.append(crops.labels)
-                group_rows.append(len(crops))
-                num_bytes += crops.num_bytes
-    except BaseException:
-        writer.abandon()
-        raise
-    spans = writer.close()
-    if not labels:
-        temporary.unlink()
-        return None
-    meta = _meta_table(pa.concat_tables(labels), path, spans, group_rows)
-    _check_spans(temporary, spans, meta["xxh3"].to_pylist())
-    write_meta(_temporary(partial, meta_path), meta)
-    entries = [_finish(partial, name, len(meta)) for name in (path, meta_path)]
-    pids = sorted({pid for pid in meta["pid"].unique().to_pylist() if pid >= 0})
-    image_bytes = int(spans.length.sum(dtype="int64"))
-    shard = Shard(
-        planned.split,
-        planned.continent,
-        path,
-        meta_path,
-        len(meta),
-        num_bytes,
-        meta.nbytes,
-        image_bytes,
-        tuple(pids),
-    )
-    return shard, entries
-
-
-def _temporary(partial: Path, name: str) -> Path:
-    return partial / f"{name.replace('/', '-')}.partial"
-
-
-def _finish(partial: Path, name: str, rows: int) -> FileEntry:
-    """Flush a written file, give it its name and describe it."""
-    temporary, path = _temporary(partial, name), partial / name
-    sync(temporary)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.rename(path)
-    return FileEntry(name, rows, path.stat().st_size, file_digest(path))
-
-
-def _read_crops(rows: pa.Table, source: Source, log: RejectedLog) -> Iterator[Crops]:
-    """Yield the images of `rows`, all at once unless they are huge; those that cannot be used go to `log`."""
-    images: list[_Image] = []
-    for number, path in enumerate(rows["path"].to_pylist()):
-        image = _read_image(path, number, source)
-        if isinstance(image, Rejected):
-            log.add(image)
-            continue
-        images.append(image)
-        if sum(len(image.data) for image in images) > _MAX_GROUP_BYTES:
-            yield _crops(rows, images)
-            images = []
-    if images:
-        yield _crops(rows, images)
-
-
-def _crops(rows: pa.Table, images: list[_Image]) -> Crops:
-    rows = rows.take(pa.array([image.row for image in images], pa.int64()))
-    names = [path.rpartition("/")[2] for path in rows["path"].to_pylist()]
-    columns = {name: rows[name] for name in rows.column_names} | {
-        "width": pa.array([image.width for image in images]),
-        "height": pa.array([image.height for image in images]),
-        "xxh3": pa.array([xxhash.xxh3_64_hexdigest(image.data) for image in images]),
-    }
-    fields = [field for field in arrow_schema(shard_columns()) if field.name != "image"]
-    labels = pa.table([columns[field.name].cast(field.type) for field in fields], pa.schema(fields))
-    return Crops([image.data for image in images], names, labels.combine_chunks())
-
-
-class _Image(NamedTuple):
-    """One crop that was read: its row in the group, bytes, and size in px."""
-
-    row: int
-    data: bytes
-    width: int
-    height: int
-
-
-def _read_image(path: str, row: int, source: Source) -> _Image | Rejected:
-    try:
-        data = source.read(path)
-    except FileNotFoundError:
-        return Rejected(path, Reason.MISSING, "gone since it was listed")
-    except OSError as error:
-        reason = Reason.TOO_LARGE if error.errno == errno.EFBIG else Reason.UNREADABLE
-        return Rejected(path, reason, error.strerror or str(error))
-    size = image_size(data)
-    if isinstance(size, Unusable):
-        return Rejected(path, size.reason, size.detail)
-    return _Image(row, data, size.width, size.height)
-
-
-def _meta_table(labels: pa.Table, path: str, spans: Spans, group_rows: list[int]) -> pa.Table:
-    columns = [*labels.columns, pa.array([path] * len(labels)), pa.array(spans.offset), pa.array(spans.length)]
-    schema = arrow_schema(meta_columns()).with_metadata({ROW_GROUPS_KEY: json.dumps(group_rows).encode()})
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _check_spans(path: Path, spans: Spans, digests: list[str]) -> None:
-    """Read every image back where the index says it lies.
-
-    Raises:
-        ManifestError: the bytes there are not those that were packed.
-    """
-    with path.open("rb") as file:
-        for offset, length, digest in zip(spans.offset.tolist(), spans.length.tolist(), digests, strict=True):
-            if xxhash.xxh3_64_hexdigest(os.pread(file.fileno(), length, offset)) != digest:
-                raise ManifestError(path, f"bytes {offset}..{offset + length} are not those of the image packed there")

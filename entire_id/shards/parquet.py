@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _IMAGE_LEAVES = (_IMAGE_LEAF, "image.path")
 # As `datasets` 5.2 writes image sets (`arrow_writer.py`), so that our shards and theirs upload alike.
 _CHUNKING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level": 0}
 _DATA_PAGE = 0
+_UINT32 = struct.Struct("<I").unpack_from
 
 
 class ParquetShard:
@@ -90,7 +92,11 @@ def image_spans(path: Path) -> Spans:
             chunk = file.read(column.total_compressed_size)
             try:
                 spans = list(_chunk_spans(chunk, column.num_values))
-            except (ValueError, IndexError) as error:
+            except (IndexError, struct.error) as error:
+                raise ManifestError(
+                    path, f"row group {group}: an image is null, or a page is damaged ({error})"
+                ) from error
+            except ValueError as error:
                 raise ManifestError(path, f"row group {group}: cannot follow the images ({error})") from error
             offsets += [column.data_page_offset + offset for offset, _ in spans]
             lengths += [length for _, length in spans]
@@ -116,9 +122,9 @@ def _chunk_spans(chunk: bytes, num_values: int) -> Iterator[tuple[int, int]]:
         if header.page_type != _DATA_PAGE:
             raise ValueError(f"page type {header.page_type}, expected a v1 data page")
         # v1 pages: uint32 length of the run-length encoded definition levels, then the levels, then the values.
-        position = header.stop + 4 + int.from_bytes(chunk[header.stop : header.stop + 4], "little")
+        position = header.stop + 4 + _UINT32(chunk, header.stop)[0]
         for _ in range(header.num_values):
-            length = int.from_bytes(chunk[position : position + 4], "little")
+            (length,) = _UINT32(chunk, position)
             yield position + 4, length
             position += 4 + length
         seen += header.num_values

@@ -7,7 +7,7 @@ plain streams, and a person who comes or goes leaves every other chunk, and most
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import xxhash
 
 from entire_id.records import JUNK_PID, PART_OF_SPLIT, Person
 
-__all__ = ["CHUNK_ROWS", "PlannedShard", "Rows", "hash_keys", "keyed_hash", "plan_shards"]
+__all__ = ["CHUNK_ROWS", "Placement", "PlannedShard", "Rows", "hash_keys", "keyed_hash", "plan_shards"]
 
 # 16 divides by the usual K of 2, 4, 8 and 16; smaller chunks mix better in a plain shuffle, larger ones keep more pages
 # at an erasure. The row-group rule gives groups of about 240 rows.
@@ -43,12 +43,27 @@ class Rows:
         key_hash: (n,) `keyed_hash` of the keys.
     """
 
-    split: npt.NDArray[np.int64]
+    split: npt.NDArray[np.int16]
     splits: tuple[str, ...]
-    continent: npt.NDArray[np.int64]
+    continent: npt.NDArray[np.int16]
     continents: tuple[str, ...]
     pid: npt.NDArray[np.int32]
     key_hash: Hashes
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which shard of one split and continent holds whom in the previous version.
+
+    Attributes:
+        shard_of_pid: identity → shard number.
+        shard_of_junk: `keyed_hash` of a junk crop's key → shard number.
+        next_number: first number that no shard had.
+    """
+
+    shard_of_pid: Mapping[int, int]
+    shard_of_junk: Mapping[int, int]
+    next_number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +106,17 @@ def hash_keys(keys: list[str], seed: int) -> Hashes:
     return np.fromiter((xxhash.xxh3_64_intdigest(key.encode(), seed) for key in keys), np.uint64, len(keys))
 
 
-def plan_shards(rows: Rows, shard_rows: int, seed: int) -> list[PlannedShard]:
+def plan_shards(
+    rows: Rows, shard_rows: int, seed: int, previous: Mapping[tuple[str, str], Placement] | None = None
+) -> list[PlannedShard]:
     """Return the shards: people in keyed-hash order, cut greedily at `shard_rows` within split and continent.
 
     Args:
         rows: the crops.
-        shard_rows: no shard has more rows, unless it is one person.
+        shard_rows: no shard has more rows, unless it is one person, or was filled by an earlier version.
         seed: key of all hashes.
+        previous: (split, continent) → where the previous version put people. They stay there; who is new goes into new
+            shards.
 
     Returns:
         Shards in the order of splits, continents and numbers. Every row is in exactly one.
@@ -107,19 +126,34 @@ def plan_shards(rows: Rows, shard_rows: int, seed: int) -> list[PlannedShard]:
         in_split = rows.split == split_code
         for continent_code, continent in enumerate(rows.continents):
             members = np.flatnonzero(in_split & (rows.continent == continent_code))
-            parts = _cut_into_shards(members, rows, PART_OF_SPLIT[split], shard_rows, seed)
-            for number, (ordered, units) in enumerate(parts):
-                order, group_stops = _order_chunks(ordered, units, rows, PART_OF_SPLIT[split], seed)
+            placement = (previous or {}).get((split, continent), _NOWHERE)
+            units = _sort_into_units(members, rows, PART_OF_SPLIT[split], seed)
+            for number, chosen in _assign(units, rows, shard_rows, placement):
+                ordered, sizes = units.select(chosen)
+                order, group_stops = _order_chunks(ordered, sizes, rows, PART_OF_SPLIT[split], seed)
                 shards.append(PlannedShard(split, continent, number, order, group_stops))
     return shards
 
 
-def _cut_into_shards(
-    members: Indices, rows: Rows, part: str, shard_rows: int, seed: int
-) -> Iterator[tuple[Indices, Indices]]:
-    """Yield (rows of a shard sorted by unit and key hash, sizes of its units); a unit is a person or one junk crop."""
-    if not len(members):
-        return
+_NOWHERE = Placement({}, {}, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Rows sorted so that each unit, a person or one junk crop, lies together, in the order of the units' hashes."""
+
+    rows: Indices
+    starts: Indices
+    sizes: Indices
+
+    def select(self, chosen: Indices) -> tuple[Indices, Indices]:
+        """Return the rows of the chosen units, one after the other, and the units' sizes."""
+        sizes = self.sizes[chosen]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self.rows[np.repeat(self.starts[chosen], sizes) + within], sizes
+
+
+def _sort_into_units(members: Indices, rows: Rows, part: str, seed: int) -> _Units:
     pids, inverse = np.unique(rows.pid[members], return_inverse=True)
     person_hash = hash_keys([str(Person(part, pid)) for pid in pids.tolist()], seed)
     key_hash = rows.key_hash[members]
@@ -127,15 +161,32 @@ def _cut_into_shards(
     unit_hash = np.where(is_junk, key_hash, person_hash[inverse])
     order = np.lexsort((key_hash, rows.pid[members], unit_hash))
     members, is_junk, inverse = members[order], is_junk[order], inverse[order]
-    starts = np.flatnonzero(np.concatenate([[True], is_junk[1:] | (inverse[1:] != inverse[:-1])]))
-    sizes = np.diff(np.append(starts, len(members)))
-    first_unit, filled = 0, 0
-    for unit, size in enumerate(sizes.tolist()):
-        if filled and filled + size > shard_rows:
-            yield members[starts[first_unit] : starts[unit]], sizes[first_unit:unit]
-            first_unit, filled = unit, 0
+    changes = is_junk[1:] | (inverse[1:] != inverse[:-1])
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(members)), bool), changes]))
+    return _Units(members, starts, np.diff(np.append(starts, len(members))))
+
+
+def _assign(units: _Units, rows: Rows, shard_rows: int, placement: Placement) -> Iterator[tuple[int, Indices]]:
+    """Yield (shard number, its units): those of the previous version first, then new ones, cut greedily."""
+    old: dict[int, list[int]] = {}
+    new: list[list[int]] = []
+    filled = 0
+    firsts = units.rows[units.starts]
+    pids, key_hashes = rows.pid[firsts].tolist(), rows.key_hash[firsts].tolist()
+    for unit, (pid, key_hash, size) in enumerate(zip(pids, key_hashes, units.sizes.tolist(), strict=True)):
+        known = placement.shard_of_junk.get(key_hash) if pid == JUNK_PID else placement.shard_of_pid.get(pid)
+        if known is not None:
+            old.setdefault(known, []).append(unit)
+            continue
+        if not new or filled + size > shard_rows:
+            new.append([])
+            filled = 0
+        new[-1].append(unit)
         filled += size
-    yield members[starts[first_unit] :], sizes[first_unit:]
+    for number in sorted(old):
+        yield number, np.array(old[number])
+    for number, chosen in enumerate(new, placement.next_number):
+        yield number, np.array(chosen)
 
 
 def _order_chunks(members: Indices, sizes: Indices, rows: Rows, part: str, seed: int) -> tuple[Indices, Indices]:

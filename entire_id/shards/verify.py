@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import xxhash
 
 from entire_id.errors import ManifestError
+from entire_id.images import image_size
 from entire_id.records import PART_OF_SPLIT, Person, Progress, no_progress
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
 from entire_id.shards.configs import loading_rules, render_readme
-from entire_id.shards.images import image_size
 from entire_id.shards.manifest import (
     CAMERAS_FILE,
     MANIFEST_FILE,
@@ -35,7 +35,7 @@ from entire_id.shards.manifest import (
     file_digest,
     read_manifest,
 )
-from entire_id.shards.pack import ROW_GROUPS_KEY
+from entire_id.shards.write import ROW_GROUPS_KEY
 
 __all__ = ["Kind", "Problem", "VerifyReport", "verify"]
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from entire_id.errors import LayoutNotFoundError, SourceError
-from entire_id.records import JUNK_PID, NO_NUMBER, UNKNOWN_CONTINENT, Camera, Reason, Rejected, Sample, escape_key
+from entire_id.records import JUNK_PID, NO_NUMBER, UNKNOWN_CONTINENT, Camera, Reason, Rejected, Sample, split_suffix
 from entire_id.sources.cameras import CAMERAS_FILE, continent_slug, parse_cameras, read_cameras
 from entire_id.sources.files import Files, open_files
 
 __all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-_INT32_MAX = 2**31 - 1
-_INT64_MAX = 2**63 - 1
+_LIMITS = (
+    ("pid", JUNK_PID, 2**31 - 1),
+    ("camid", 0, 2**31 - 1),
+    ("seq", NO_NUMBER, 2**31 - 1),
+    ("frame", NO_NUMBER, 2**63 - 1),
+)
 
 
 class NameParts(NamedTuple):
@@ -45,29 +49,23 @@ class Layout:
     example: str
 
 
-def build_sample(
-    path: str, inner: str, split: str, numbers: NameParts, continents: Mapping[int, str | None], named: str = ""
-) -> Sample | Rejected:
-    """Return the sample, or why its numbers or its continent cannot be packed.
+def build_sample(sample: Sample, continents: Mapping[int, str | None], named: str = "") -> Sample | Rejected:
+    """Return the sample with its continent, or why its numbers or its continent cannot be packed.
 
     Args:
-        path: where the source finds the bytes.
-        inner: path within the split, from which the key is made.
-        split: one of `SPLITS`.
-        numbers: what the name or table says.
+        sample: without continent.
         continents: camid → slug, None where `cameras.csv` gives one that cannot name a config.
-        named: the continent that the table names for this crop; `""` leaves it to the camera.
+        named: the continent that a table names for this crop; `""` leaves it to the camera.
     """
-    limits = (JUNK_PID, 0, NO_NUMBER, NO_NUMBER), (_INT32_MAX, _INT32_MAX, _INT32_MAX, _INT64_MAX)
-    for name, value, low, high in zip(NameParts._fields, numbers, *limits, strict=True):
+    for name, low, high in _LIMITS:
+        value = getattr(sample, name)
         if not low <= value <= high:
-            return Rejected(path, Reason.NUMBER, f"{name} {value} is not in {low}..{high}")
-    continent = continent_slug(named) if named else continents.get(numbers.camid, UNKNOWN_CONTINENT)
+            return Rejected(sample.path, Reason.NUMBER, f"{name} {value} is not in {low}..{high}")
+    continent = continent_slug(named) if named else continents.get(sample.camid, UNKNOWN_CONTINENT)
     if continent is None:
-        who = f"the table's {named!r}" if named else f"that of camera {numbers.camid} in cameras.csv"
-        return Rejected(path, Reason.CONTINENT, f"{who} cannot name a config")
-    key = escape_key(f"{split}/{PurePosixPath(inner).with_suffix('')}")
-    return Sample(path, split, key, *numbers, continent)
+        who = f"the table's {named!r}" if named else f"that of camera {sample.camid} in cameras.csv"
+        return Rejected(sample.path, Reason.CONTINENT, f"{who} cannot name a config")
+    return sample._replace(continent=continent)
 
 
 class CropSource:
@@ -103,11 +101,15 @@ class CropSource:
         return self._cameras
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file. Raises OSError where it cannot be read."""
+        """The bytes of one file; see `records.Source`."""
         return self._files.read(path)
 
+    def changed_ns(self, path: str) -> int:
+        """When a file was last changed; see `records.Source`."""
+        return self._files.changed_ns(path)
+
     def samples(self) -> Iterator[Sample | Rejected]:
-        """Every file once, sorted by name; `cameras.csv` is no crop and left out."""
+        """Every file once; `cameras.csv` is no crop and left out."""
         continents = {camera.camid: camera.continent for camera in self._cameras}
         for path in self._files.walk():
             if isinstance(path, Rejected):
@@ -116,17 +118,17 @@ class CropSource:
                 yield self._sample(path, continents)
 
     def _sample(self, path: str, continents: Mapping[int, str | None]) -> Sample | Rejected:
-        folder, _, inner = path.removeprefix(self._prefix).partition("/")
-        split = self._layout.folders.get(folder)
-        if split is None or not inner or not path.startswith(self._prefix):
+        folder, slash, name = path.removeprefix(self._prefix).partition("/")
+        split = self._layout.folders.get(folder) if path.startswith(self._prefix) and slash else None
+        if split is None:
             return Rejected(path, Reason.OUTSIDE_SPLITS, f"not in {', '.join(self._layout.folders)}")
-        name = PurePosixPath(inner)
-        if name.suffix.lower() not in IMAGE_SUFFIXES:
-            return Rejected(path, Reason.NOT_AN_IMAGE, f"ending {name.suffix!r}")
-        numbers = self._layout.parse_name(name.stem)
+        stem, suffix = split_suffix(name)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            return Rejected(path, Reason.NOT_AN_IMAGE, f"ending {suffix!r}")
+        numbers = self._layout.parse_name(stem.rpartition("/")[2])
         if numbers is None:
             return Rejected(path, Reason.NAME, f"expected a name like {self._layout.example}")
-        return build_sample(path, inner, split, numbers, continents)
+        return build_sample(Sample(path.removesuffix(name), name, split, *numbers), continents)
 
 
 def _join(folder: str, name: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from entire_id.errors import SourceError
+from entire_id.errors import SourceChangedError, SourceError
 from entire_id.records import Reason, Rejected, is_safe_path, is_utf8
 
 __all__ = ["MAX_FILE_BYTES", "Files", "Folder", "ZipArchive", "open_files"]
@@ -29,7 +29,7 @@ class Files(Protocol):
     path: Path
 
     def walk(self) -> Iterator[str | Rejected]:
-        """Every file once, sorted by name: its relative path, or why it cannot be used."""
+        """Every file once, in any order: its relative path, or why it cannot be used."""
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below `path` (`""` is the top), sorted; empty where there are none."""
@@ -38,7 +38,10 @@ class Files(Protocol):
         """Return `path` if it can be read, else why not: `MISSING` where there is no such file."""
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file. Raises OSError where it cannot be read, EFBIG where no crop is as large."""
+        """The bytes of one file; see `records.Source`."""
+
+    def changed_ns(self, path: str) -> int:
+        """When a file was last changed; see `records.Source`."""
 
 
 def open_files(path: Path) -> Files:
@@ -64,28 +67,27 @@ class Folder:
         self._root = os.path.realpath(path)
 
     def walk(self) -> Iterator[str | Rejected]:
-        """Every file once, folder by folder in the order of names."""
+        """Every file once, in the order of the file system: one folder may hold millions."""
         yield from self._walk("")
 
     def _walk(self, folder: str) -> Iterator[str | Rejected]:
         try:
-            with os.scandir(os.path.join(self._root, folder)) as found:
-                entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+            with os.scandir(os.path.join(self._root, folder)) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from self._walk(path)
+                    else:
+                        yield self._file(path, entry)
         except OSError as error:
             yield Rejected(folder, Reason.UNREADABLE, error.strerror or str(error))
-            return
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(path)
-            elif not is_utf8(path):
-                yield Rejected(os.fsencode(path).decode(errors="backslashreplace"), Reason.ENCODING)
-            elif "\\" in path:
-                yield Rejected(path, Reason.UNSAFE_PATH, "a backslash in its name")
-            elif entry.is_file(follow_symlinks=False):
-                yield path
-            else:
-                yield self._resolve(path)
+
+    def _file(self, path: str, entry: os.DirEntry[str]) -> str | Rejected:
+        if not is_utf8(path):
+            return Rejected(os.fsencode(path).decode(errors="backslashreplace"), Reason.ENCODING)
+        if "\\" in path:
+            return Rejected(path, Reason.UNSAFE_PATH, "a backslash in its name")
+        return path if entry.is_file(follow_symlinks=False) else self._resolve(path)
 
     def check(self, path: str) -> str | Rejected:
         """Return `path` if it is a file that lies in this folder, links resolved, else why it cannot be used."""
@@ -115,19 +117,26 @@ class Folder:
             return []
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file. Raises OSError where it cannot be read, EFBIG where no crop is as large."""
-        descriptor = os.open(os.path.join(self._root, path), os.O_RDONLY | os.O_CLOEXEC)
+        """The bytes of one file; see `records.Source`."""
         try:
-            data = os.read(descriptor, 1 << 18)
-            if len(data) < 1 << 18:  # nearly every crop: one read, no stat
-                return data
-            _check_size(os.fstat(descriptor).st_size)
-            blocks = [data]
-            while block := os.read(descriptor, 1 << 20):
-                blocks.append(block)
-            return b"".join(blocks)
+            descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise SourceChangedError(path, "vanished") from error
+        try:
+            before = os.fstat(descriptor)
+            _check_size(before.st_size)
+            data = os.read(descriptor, before.st_size + 1)
+            after = os.fstat(descriptor)
         finally:
             os.close(descriptor)
+        if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+            raise SourceChangedError(path, "changed")
+        return data
+
+    def changed_ns(self, path: str) -> int:
+        """When a file was last changed or put there; see `records.Source`."""
+        status = os.stat(f"{self._root}/{path}")
+        return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 class ZipArchive:
@@ -184,11 +193,17 @@ class ZipArchive:
         info = self._entries.get(path)
         return Rejected(path, Reason.MISSING) if info is None else _check_entry(path, info)
 
+    def changed_ns(self, path: str) -> int:
+        """When the archive was last changed; see `records.Source`."""
+        del path
+        status = os.stat(self.path)
+        return max(status.st_mtime_ns, status.st_ctime_ns)
+
     def read(self, path: str) -> bytes:
-        """The bytes of one entry. Raises OSError where it cannot be read, EFBIG where no crop is as large."""
+        """The bytes of one entry; see `records.Source`."""
         info = self._entries.get(path)
         if info is None:
-            raise FileNotFoundError(path)
+            raise SourceChangedError(path, "vanished")
         _check_size(info.file_size)
         try:
             with self._archive.open(info) as entry:

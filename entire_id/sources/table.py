@@ -59,8 +59,12 @@ class TableSource:
         return self._cameras
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file. Raises OSError where it cannot be read."""
+        """The bytes of one file; see `records.Source`."""
         return self._folder.read(path)
+
+    def changed_ns(self, path: str) -> int:
+        """When a file was last changed; see `records.Source`."""
+        return self._folder.changed_ns(path)
 
     def samples(self) -> Iterator[Sample | Rejected]:
         """Every row of the table once, in its order."""
@@ -85,7 +89,7 @@ class TableSource:
             )
         except ValueError as error:
             return Rejected(path, Reason.NUMBER, str(error))
-        return build_sample(path, path, split, numbers, continents, str(row.get("continent") or ""))
+        return build_sample(Sample("", path, split, *numbers), continents, str(row.get("continent") or ""))
 
 
 def _integer(row: Mapping[str, Any], column: str, default: int | None = None) -> int:

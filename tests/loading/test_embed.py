@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from entire_id.errors import FeaturesError, ImageDecodeError, OutputExistsError, SplitNotFoundError
+from entire_id.images import decode_rgb
 from entire_id.loading.colour import describe_colour
-from entire_id.loading.decode import decode_rgb
 from entire_id.loading.embed import embed, features_folder, read_features
 from entire_id.loading.reader import CropReader
 

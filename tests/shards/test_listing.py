@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from entire_id.errors import CropRejectedError, OutputExistsError
 from entire_id.records import Reason, Rejected, Sample, no_progress
-from entire_id.shards.listing import RejectedLog, list_crops
+from entire_id.shards.listing import RejectedLog, list_crops, samples_of
 from entire_id.shards.plan import keyed_hash
 
 
@@ -33,8 +33,11 @@ class ListedSource:
 
 
 def sample(key: str, path: str = "", **fields) -> Sample:
-    names = {"path": path or f"{key}.jpg", "split": key.partition("/")[0], "key": key}
-    return Sample(**names | {"pid": 1, "camid": 2} | fields)
+    """Return a sample of that key; a `path` of another ending tells it from others."""
+    split, _, name = key.partition("/")
+    made = Sample("", path or f"{name}.jpg", split, **{"pid": 1, "camid": 2} | fields)
+    assert made.key == key
+    return made
 
 
 def list_items(tmp_path, items, *, strict=False, seed=0):
@@ -42,6 +45,14 @@ def list_items(tmp_path, items, *, strict=False, seed=0):
         listing = list_crops(ListedSource(items), seed, log, no_progress)
         log.publish()
     return listing, log
+
+
+def keys_of(table) -> list[str]:
+    return [found.key for found in samples_of(table)]
+
+
+def paths_of(table) -> list[str]:
+    return [found.path for found in samples_of(table)]
 
 
 def read_log(path):
@@ -54,11 +65,12 @@ def read_log(path):
 
 def test_every_field_of_a_sample_is_kept(tmp_path):
     items = [
-        Sample("a/1.jpg", "train", "train/1", 2**31 - 1, 2**31 - 1, 2**31 - 1, 2**63 - 1, "asia"),
-        Sample("a/2.jpg", "gallery", "gallery/é\n", -1, 0),
+        Sample("a/", "1.jpg", "train", 2**31 - 1, 2**31 - 1, 2**31 - 1, 2**63 - 1, "asia"),
+        Sample("b.c/", "é\n.jpg", "gallery", -1, 0),
     ]
     listing, _ = list_items(tmp_path, items)
-    assert [Sample(**row) for row in listing.table.to_pylist()] == items
+    assert list(samples_of(listing.table)) == items
+    assert listing.table.column_names == list(Sample._fields)
 
 
 def test_the_rows_to_place_say_the_same_as_the_table(tmp_path):
@@ -79,7 +91,7 @@ def test_the_rows_to_place_say_the_same_as_the_table(tmp_path):
 
 def test_rows_are_taken_in_the_order_asked_for(tmp_path):
     listing, _ = list_items(tmp_path, [sample(f"query/{number}") for number in range(5)])
-    assert listing.take(np.array([3, 0, 3]))["key"].to_pylist() == ["query/3", "query/0", "query/3"]
+    assert keys_of(listing.take(np.array([3, 0, 3]))) == ["query/3", "query/0", "query/3"]
 
 
 @pytest.mark.parametrize("items", [[], [Rejected("a", Reason.EMPTY)]])
@@ -89,17 +101,32 @@ def test_a_source_without_a_crop_lists_nothing(tmp_path, items):
     assert log.counts.total() == len(items)
 
 
-def test_of_several_files_with_one_key_the_first_is_kept(tmp_path):
-    items = [sample("query/a", "query/a.jpg"), sample("query/b"), sample("query/a", "query/a.png")]
-    items.append(sample("query/a", "query/a.JPG"))
-    listing, log = list_items(tmp_path, items)
-    assert listing.table["path"].to_pylist() == ["query/a.jpg", "query/b.jpg"]
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+def test_of_several_files_with_one_key_that_of_the_smallest_path_is_kept(tmp_path, order):
+    items = [sample("query/a", "a.jpg"), sample("query/b"), sample("query/a", "a.png"), sample("query/a", "a.JPG")]
+    listing, log = list_items(tmp_path, [items[number] for number in order])
+    assert sorted(paths_of(listing.table)) == ["a.JPG", "b.jpg"]
     assert len(listing.rows.key_hash) == 2
     assert log.counts == {Reason.DUPLICATE_KEY: 2}
-    assert [row[:2] for row in read_log(log.path)[1:]] == [
-        ["query/a.png", "duplicate-key"],
-        ["query/a.JPG", "duplicate-key"],
+    assert read_log(log.path)[1:] == [
+        ["a.jpg", "duplicate-key", "another file is query/a too"],
+        ["a.png", "duplicate-key", "another file is query/a too"],
     ]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_rows_of_one_path_one_is_kept_whatever_their_order(tmp_path, order):
+    """A table may list a file twice, even as two people."""
+    items = [sample("query/a", pid=7), sample("query/a", pid=3), sample("query/a", pid=3)]
+    listing, log = list_items(tmp_path, items[::order])
+    assert [found.pid for found in samples_of(listing.table)] == [3]
+    assert log.counts == {Reason.DUPLICATE_KEY: 2}
+
+
+def test_one_key_in_two_folders_goes_to_the_smallest_path(tmp_path):
+    items = [Sample(folder, "a.jpg", "query", 1, 1) for folder in ("z/", "b/", "b.c/")]
+    listing, _ = list_items(tmp_path, items)
+    assert paths_of(listing.table) == ["b.c/a.jpg"]
 
 
 def test_one_stem_in_two_splits_is_no_duplicate(tmp_path):
@@ -111,18 +138,18 @@ def test_one_stem_in_two_splits_is_no_duplicate(tmp_path):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=30))
 def test_each_key_is_kept_once_and_the_counts_add_up(tmp_path, names):
-    items = [sample(f"query/{name}", f"{number}.jpg") for number, name in enumerate(names)]
+    items = [sample(f"query/{name}", f"{name}.{number}") for number, name in enumerate(names)]
     listing, log = list_items(tmp_path, items)
-    first = {name: f"{number}.jpg" for number, name in reversed(list(enumerate(names)))}
-    kept = dict(zip(listing.table["key"].to_pylist(), listing.table["path"].to_pylist(), strict=True))
-    assert kept == {f"query/{name}": path for name, path in first.items()}
+    smallest = {name: min(item.path for item in items if item.name.startswith(name)) for name in names}
+    kept = dict(zip(keys_of(listing.table), paths_of(listing.table), strict=True))
+    assert kept == {f"query/{name}": path for name, path in smallest.items()}
     assert len(kept) + log.counts.total() == len(names)
 
 
 def test_more_crops_than_one_batch_holds_are_listed_together(tmp_path):
     number = (1 << 16) + 10
     items = [sample(f"gallery/{n}", pid=n % 7, continent="asia") for n in range(number)]
-    items += [sample("query/last", continent="europe"), sample("gallery/0", "twin.png"), sample("gallery/0", "3.png")]
+    items += [sample("query/last", continent="europe"), sample("gallery/0", "0.png"), sample("gallery/0", "0.jpx")]
     listing, log = list_items(tmp_path, items)
     assert len(listing.table) == number + 1
     assert log.counts == {Reason.DUPLICATE_KEY: 2}
@@ -130,7 +157,7 @@ def test_more_crops_than_one_batch_holds_are_listed_together(tmp_path):
     assert [rows.continents[code] for code in rows.continent[[0, -1]]] == ["asia", "europe"]
     assert [rows.splits[code] for code in rows.split[[0, -1]]] == ["gallery", "query"]
     assert rows.key_hash[-1] == keyed_hash("query/last", 0)
-    assert listing.take(np.array([number, 0]))["key"].to_pylist() == ["query/last", "gallery/0"]
+    assert keys_of(listing.take(np.array([number, 0]))) == ["query/last", "gallery/0"]
 
 
 def test_listing_tells_how_far_it_is(tmp_path):
@@ -146,11 +173,21 @@ def test_listing_tells_how_far_it_is(tmp_path):
 # ---------------------------------------------------------------- the log of rejected files
 
 
+def test_the_log_is_sorted_by_path_whatever_the_order_of_its_rows(tmp_path):
+    paths = ["b", "a\nb", "a", "Z", "é", "a,b", "a/b"]
+    for shift in range(len(paths)):
+        with RejectedLog(tmp_path / "r.csv", strict=False) as log:
+            for path in [*paths[shift:], *paths[:shift]]:
+                log.add(Rejected(path, Reason.EMPTY))
+            log.publish()
+        assert [row[0] for row in read_log(tmp_path / "r.csv")[1:]] == sorted(paths)
+
+
 def test_the_log_lists_path_reason_and_detail_and_counts_by_reason(tmp_path):
     awkward = 'a,"b"\nc/é.jpg'
     rejections = [Rejected(awkward, Reason.NAME, "x, y"), Rejected("b", Reason.EMPTY), Rejected("c", Reason.EMPTY)]
     with RejectedLog(tmp_path / "r.csv", strict=False) as log:
-        for rejected in rejections:
+        for rejected in rejections[::-1]:
             log.add(rejected)
         assert log.publish() == tmp_path / "r.csv"
     assert read_log(tmp_path / "r.csv") == [
@@ -196,6 +233,7 @@ def test_strict_raises_at_the_first_with_its_path_and_reason(tmp_path):
 def test_strict_raises_at_a_duplicate_too(tmp_path):
     with pytest.raises(CropRejectedError, match="duplicate-key"):
         list_items(tmp_path, [sample("query/a", "a.jpg"), sample("query/a", "a.png")], strict=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_that_name_that_no_run_wrote_is_refused_and_untouched(tmp_path):

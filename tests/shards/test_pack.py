@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -19,25 +20,42 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from entire_id.errors import CropRejectedError, EntireIdError, NothingToPackError, OutputExistsError
+from entire_id.errors import (
+    CropRejectedError,
+    DatasetNotFoundError,
+    EntireIdError,
+    NothingToPackError,
+    OutputExistsError,
+    PreviousVersionError,
+)
 from entire_id.records import JUNK_PID, Reason
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
 from entire_id.shards.manifest import file_digest, read_manifest
-from entire_id.shards.pack import PackConfig, pack
+from entire_id.shards.pack import PackConfig, PackReport, pack
+from entire_id.shards.verify import verify
 from entire_id.sources.layouts import open_source
 
-from builders import CAMERAS, crop_names, image_bytes, pack_folder, write_crops
+from builders import (
+    CAMERAS,
+    Wrapped,
+    crop_names,
+    go_on,
+    image_bytes,
+    many_crops,
+    pack_folder,
+    packed_images,
+    rejected_rows,
+    resize_disk,
+    run_until,
+    settle,
+    stop_pack,
+    tree,
+    write_crops,
+)
 
 FORMATS = ["parquet", "webdataset"]
 FOLDER_OF_SPLIT = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file below `folder`, hidden ones too, and every folder as no bytes."""
-    return {
-        path.relative_to(folder).as_posix(): b"" if path.is_dir() else path.read_bytes() for path in folder.rglob("*")
-    }
 
 
 def meta_of(folder: Path) -> pa.Table:
@@ -51,18 +69,6 @@ def crops_in(folder: Path):
     read = {"parquet": parquet.read_crops, "webdataset": tar.read_crops}[manifest.format]
     for shard in manifest.shards:
         yield from read(folder / shard.path)
-
-
-def many_crops(folder: Path, people: int, shots: int) -> Path:
-    """Write many small files quickly: one picture each, told apart by a number behind its end."""
-    picture = image_bytes()
-    for split in ("query", "bounding_box_test"):
-        (folder / split).mkdir(parents=True)
-        for pid in range(people):
-            for shot in range(shots if split != "query" else 1):
-                name = f"{pid:05d}_c{shot % 3:03d}s0_{shot}.jpg"
-                (folder / split / name).write_bytes(picture + f"{split}{pid}/{shot}".encode())
-    return folder
 
 
 def zip_of(folder: Path, path: Path, order: int = 1) -> Path:
@@ -518,69 +524,40 @@ def test_an_empty_folder_in_the_place_of_the_work_is_no_obstacle(crops: Path, tm
 def test_an_error_on_the_way_leaves_nothing(crops: Path, tmp_path: Path) -> None:
     """Any error: here a source whose reading breaks in the middle, as a broken disk's would not (that is a reason)."""
 
-    class Broken:
-        def __init__(self) -> None:
-            self._source = open_source(crops)
-            self.name, self.cameras, self.samples = self._source.name, self._source.cameras, self._source.samples
-            self._reads = 0
+    class Broken(Wrapped):
+        reads = 0
 
         def read(self, path: str) -> bytes:
-            self._reads += 1
-            if self._reads == 20:
+            self.reads += 1
+            if self.reads == 20:
                 raise RuntimeError("out of luck")
-            return self._source.read(path)
+            return super().read(path)
 
     for format_ in FORMATS:
         with pytest.raises(RuntimeError, match="out of luck"):
-            pack(Broken(), tmp_path / "out", PackConfig(format=format_))
+            pack(Broken(crops), tmp_path / "out", PackConfig(format=format_))
         assert [path.name for path in tmp_path.iterdir()] == ["crops"]
 
 
-def test_a_crop_that_goes_away_or_cannot_be_read_is_rejected_with_its_reason(crops: Path, tmp_path: Path) -> None:
-    class Fading:
-        def __init__(self) -> None:
-            self._source = open_source(crops)
-            self.name, self.cameras, self.samples = self._source.name, self._source.cameras, self._source.samples
-
+def test_a_crop_that_cannot_be_read_is_rejected_with_its_reason(crops: Path, tmp_path: Path) -> None:
+    class Refusing(Wrapped):
         def read(self, path: str) -> bytes:
             if path.startswith("query/00000_c000"):
-                raise FileNotFoundError(path)
+                raise OSError(errno.EFBIG, "67,108,865 bytes")
             if path.startswith("query/00000_c001"):
                 raise PermissionError(13, "Permission denied", path)
-            return self._source.read(path)
+            return super().read(path)
 
-    report = pack(Fading(), tmp_path / "out", PackConfig())
-    assert report.rejected == {Reason.MISSING: 1, Reason.UNREADABLE: 1}
+    report = pack(Refusing(crops), tmp_path / "out", PackConfig())
+    assert report.rejected == {Reason.TOO_LARGE: 1, Reason.UNREADABLE: 1}
     assert report.manifest.num_rows == 34
+    assert [(row["path"], row["detail"]) for row in rejected_rows(tmp_path / "out")] == [
+        ("query/00000_c000s0_760487.jpg", "67,108,865 bytes"),
+        ("query/00000_c001s0_760487.jpg", "Permission denied"),
+    ]
 
 
 # --- a run that is killed
-
-# Counts every change that Python makes to the folder of the output, and dies just before the given one.
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-from entire_id.shards.pack import PackConfig, pack
-from entire_id.sources.layouts import open_source
-
-source, out, format_, last = sys.argv[1:]
-home = str(Path(out).parent)
-steps = 0
-
-def watch(event, arguments):
-    global steps
-    if event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"):
-        return
-    if not str(arguments[0]).startswith(home) or event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-        return
-    steps += 1
-    if steps == int(last):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(watch)
-pack(open_source(Path(source)), Path(out), PackConfig(format=format_, shard_rows=300))
-print(steps)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -596,15 +573,10 @@ def references(large_source: Path) -> dict[str, dict[str, bytes]]:
     return {f: tree(pack_folder(large_source, folder / f, format=f, shard_rows=300)) for f in FORMATS}
 
 
-def run_until(step: int, source: Path, out: Path, format_: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", KILLED_RUN, str(source), str(out), format_, str(step)]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def steps(large_source: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
     """How many steps an undisturbed run takes."""
-    done = run_until(0, large_source, tmp_path_factory.mktemp("counted") / "entire-id", "parquet")
+    done = run_until(0, large_source, tmp_path_factory.mktemp("counted") / "entire-id", shard_rows=300)
     assert int(done.stdout) > 20, done.stderr
     return int(done.stdout)
 
@@ -616,7 +588,7 @@ def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_one_succeeds(
     """Killed at the first steps, in the middle, and just before the last ones."""
     out = tmp_path / "entire-id"
     step = steps + 1 + int(moment) if moment < 0 else int(moment) if moment >= 1 else int(moment * steps)
-    died = run_until(step, large_source, out, "parquet")
+    died = run_until(step, large_source, out, shard_rows=300)
     assert died.returncode == -signal.SIGKILL, (died.stdout, died.stderr)
     assert not (tmp_path / "entire-id.rejected.csv").exists()
     if out.exists():  # killed after the rename: it must be whole
@@ -655,6 +627,341 @@ def _identity(path: Path) -> int | None:
         return path.stat().st_ctime_ns
     except FileNotFoundError:
         return None
+
+
+# --- a version after another
+
+
+@pytest.fixture(params=FORMATS)
+def versions(request: pytest.FixtureRequest, tmp_path: Path) -> Versions:
+    """A source of 24 people and some junk on two continents, and its version 1.0.0."""
+    return Versions(tmp_path, request.param)
+
+
+class Versions:
+    """A source that changes, and one data set after the other made from it."""
+
+    def __init__(self, home: Path, format_: str) -> None:
+        self.home, self.format = home, format_
+        self.source = many_crops(home / "source", people=24, shots=6)
+        for number in range(12):
+            self.add(f"-1_c00{number % 3}s0_{number}.jpg")
+        (self.source / "cameras.csv").write_text("camid,continent\n0,asia\n1,asia\n2,europe\n")
+        self.old = pack_folder(self.source, home / "v1.0.0", format=format_, shard_rows=30)
+        self._before = tree(self.old)
+
+    def add(self, name: str, folder: str = "bounding_box_test") -> None:
+        (self.source / folder / name).write_bytes(image_bytes() + f"{folder}/{name}".encode())
+
+    def pack(self, version: str = "1.1.0", **options: object) -> PackReport:
+        """Make the next version and check what holds for every one."""
+        settings = {"version": version, "format": self.format, "shard_rows": 30, "previous": self.old} | options
+        report = pack(open_source(self.source), self.home / f"v{version}", PackConfig(**settings))
+        assert tree(self.old) == self._before, "the version before is never written to"
+        assert verify(report.folder).problems == ()
+        scratch = pack_folder(self.source, self.home / f"scratch-{version}", version=version, format=self.format)
+        assert rows_of(report.folder) == rows_of(scratch), "the same rows as without a version before"
+        assert packed_images(report.folder) == packed_images(scratch)
+        self.check_places(report)
+        return report
+
+    def check_places(self, report: PackReport) -> None:
+        """Nobody moves, and a shard of the same rows is the same file."""
+        old, new = rows_by_shard(self.old), rows_by_shard(report.folder)
+        before, after = homes(self.old), homes(report.folder)
+        for who in before.keys() & after.keys():
+            assert before[who] == after[who], f"{who} moved"
+        newcomers = {after[who] for who in after.keys() - before.keys()}
+        assert not newcomers & set(old), "who is new goes into a shard of a new number"
+        same = {path for path in old.keys() & new.keys() if old[path] == new[path]}
+        assert report.num_kept == len(same)
+        for path in same:
+            for kind in (path, path.replace("data/", "meta/").replace(".tar", ".parquet")):
+                assert (report.folder / kind).read_bytes() == (self.old / kind).read_bytes()
+
+    def touched(self, report: PackReport) -> set[str]:
+        """Return the shards, of both versions, that are not in both with the same bytes."""
+        one, other = ({e.path: e.sha256 for e in read_manifest(f).files} for f in (self.old, report.folder))
+        return {path for path in one.keys() | other.keys() if path[:5] == "data/" and one.get(path) != other.get(path)}
+
+    def shards_of(self, pid: int) -> set[str]:
+        """Return the shards of version 1.0.0 that hold somebody of the test part."""
+        return {shard.path for shard in read_manifest(self.old).shards if pid in shard.pids}
+
+
+def rows_of(folder: Path) -> list[tuple]:
+    rows = meta_of(folder).drop_columns(["shard", "offset"]).to_pylist()
+    return sorted(tuple(row.values()) for row in rows)
+
+
+def rows_by_shard(folder: Path) -> dict[str, list[tuple]]:
+    """Return shard → its rows; the order in which they lie is a matter of the plan."""
+    found: dict[str, list[tuple]] = {}
+    for row in meta_of(folder).drop_columns(["offset"]).to_pylist():
+        found.setdefault(row["shard"], []).append(tuple(row.values()))
+    return {path: sorted(rows) for path, rows in found.items()}
+
+
+def homes(folder: Path) -> dict[tuple, str]:
+    """Return the shard of every person of a split and continent, and of every junk crop."""
+    found = {}
+    for row in meta_of(folder).to_pylist():
+        who = row["key"] if row["pid"] == JUNK_PID else row["pid"]
+        found[row["key"].partition("/")[0], row["continent"], who] = row["shard"]
+    return found
+
+
+def test_the_next_version_of_the_same_crops_is_made_of_the_same_files(versions: Versions) -> None:
+    report = versions.pack()
+    manifest, old = report.manifest, read_manifest(versions.old)
+    assert report.num_kept == len(manifest.shards) == len(old.shards) > 5
+    assert (manifest.version, old.version) == ("1.1.0", "1.0.0")
+    assert (manifest.files, manifest.shards) == (old.files, old.shards)
+    assert manifest.content_sha256 == old.content_sha256
+    for shard in manifest.shards:
+        for path in (shard.path, shard.meta_path):
+            assert (report.folder / path).samefile(versions.old / path), "linked, not copied"
+
+
+def test_two_jobs_keep_the_same_files(versions: Versions) -> None:
+    versions.add("00001_c001s0_77.jpg")
+    one, two = versions.pack("1.1.0"), versions.pack("1.2.0", jobs=2)
+    assert one.manifest.files == two.manifest.files
+    assert one.num_kept == two.num_kept
+
+
+def test_without_a_person_only_their_shards_change(versions: Versions) -> None:
+    gone = versions.shards_of(7)
+    for path in versions.source.glob("*/00007_*"):
+        path.unlink()
+    report = versions.pack()
+    assert versions.touched(report) == gone
+    assert len(gone) == 3, "query in Asia, gallery in Asia and in Europe"
+    assert all(7 not in shard.pids for shard in report.manifest.shards)
+
+
+@pytest.mark.parametrize("how", ["gone", "rewritten", "spoilt", "more"])
+def test_a_change_of_one_crop_changes_one_shard(versions: Versions, how: str) -> None:
+    [home] = {path for path in versions.shards_of(7) if "gallery/europe" in path}
+    crop = versions.source / "bounding_box_test" / "00007_c002s0_5.jpg"
+    if how == "gone":
+        crop.unlink()
+    elif how == "rewritten":
+        crop.write_bytes(image_bytes(9))
+    elif how == "spoilt":
+        crop.write_bytes(b"")
+    else:
+        versions.add("00007_c002s0_99.jpg")
+    report = versions.pack()
+    assert versions.touched(report) == {home}
+    assert report.num_kept == len(report.manifest.shards) - 1
+    assert sum(report.rejected.values()) == (how == "spoilt")
+
+
+def test_a_crop_that_got_another_ending_lies_in_a_shard_under_its_new_name(versions: Versions) -> None:
+    """The key leaves the ending out, the image's path does not."""
+    [home] = {path for path in versions.shards_of(7) if "gallery/europe" in path}
+    crop = versions.source / "bounding_box_test" / "00007_c002s0_5.jpg"
+    crop.rename(crop.with_suffix(".jpeg"))
+    report = versions.pack()
+    names = [name for _, names, _ in crops_in(report.folder) for name in names]
+    assert "00007_c002s0_5.jpeg" in names
+    assert "00007_c002s0_5.jpg" not in names
+    assert versions.touched(report) == {home}
+
+
+def test_a_person_may_outgrow_their_shard_and_stays_there(versions: Versions) -> None:
+    for number in range(100, 160):
+        versions.add(f"00007_c000s0_{number}.jpg")
+    [home] = {path for path in versions.shards_of(7) if "gallery/asia" in path}
+    report = versions.pack()
+    assert versions.touched(report) == {home}
+    [shard] = [shard for shard in report.manifest.shards if shard.path == home]
+    assert shard.rows > 60
+
+
+def test_new_people_fill_new_shards(versions: Versions) -> None:
+    old = {shard.path for shard in read_manifest(versions.old).shards}
+    for pid in range(100, 120):
+        for camid in range(3):
+            versions.add(f"{pid:05d}_c{camid:03d}s0_1.jpg")
+    report = versions.pack()
+    new = {shard.path for shard in report.manifest.shards} - old
+    assert versions.touched(report) == new
+    assert report.num_kept == len(old)
+    assert len(new) == 3, "40 crops in Asia, 20 in Europe, 30 a shard"
+
+
+def test_new_junk_goes_into_a_new_shard_and_old_junk_stays(versions: Versions) -> None:
+    old = {shard.path for shard in read_manifest(versions.old).shards}
+    versions.add("-1_c000s0_500.jpg")
+    report = versions.pack()
+    [new] = {shard.path for shard in report.manifest.shards} - old
+    assert versions.touched(report) == {new}
+    versions.source.joinpath("bounding_box_test", "-1_c000s0_0.jpg").unlink()
+    assert len(versions.touched(versions.pack("1.2.0"))) == 2
+
+
+def test_a_camera_that_moves_takes_its_crops_to_another_continent(versions: Versions) -> None:
+    (versions.source / "cameras.csv").write_text("camid,continent\n0,asia\n1,europe\n2,europe\n")
+    report = versions.pack()
+    europe = [row for row in meta_of(report.folder).to_pylist() if row["continent"] == "europe"]
+    assert {row["camid"] for row in europe} == {1, 2}
+    assert not any(path.startswith("data/query") for path in versions.touched(report))
+
+
+def test_a_shard_that_everybody_left_disappears_and_the_others_keep_their_numbers(versions: Versions) -> None:
+    shards = [s for s in read_manifest(versions.old).shards if (s.split, s.continent) == ("gallery", "asia")]
+    assert len(shards) > 3
+    for row in meta_of(versions.old).to_pylist():
+        if row["shard"] == shards[1].path:
+            name = f"{row['key'].partition('/')[2]}.jpg"
+            (versions.source / "bounding_box_test" / name).unlink()
+    report = versions.pack()
+    paths = {shard.path for shard in report.manifest.shards}
+    assert paths == {shard.path for shard in read_manifest(versions.old).shards} - {shards[1].path}
+    assert versions.touched(report) == {shards[1].path}
+    assert not (report.folder / shards[1].path).exists()
+
+
+def test_nobody_moves_over_several_versions(versions: Versions) -> None:
+    rng = np.random.default_rng(0)
+    for minor in range(1, 4):
+        for path in rng.permutation(sorted(versions.source.glob("bounding_box_test/0*")))[:5]:
+            Path(path).unlink()
+        for number in range(6):
+            versions.add(f"{rng.integers(20, 40):05d}_c{number % 3:03d}s{minor}_{number}.jpg")
+        report = versions.pack(f"1.{minor}.0")
+        assert report.num_kept > 0
+        versions.old, versions._before = report.folder, tree(report.folder)
+
+
+def test_files_that_were_rejected_before_are_rejected_again_and_their_shards_are_kept(tmp_path: Path) -> None:
+    source = many_crops(tmp_path / "source", people=24, shots=6)
+    spoil(source)
+    old = go_on(source, tmp_path / "old", shard_rows=30)
+    new = go_on(source, tmp_path / "new", shard_rows=30, version="1.1.0", previous=old.folder)
+    assert new.num_kept == len(old.manifest.shards)
+    assert new.rejected == old.rejected
+    assert rejected_rows(new.folder) == rejected_rows(old.folder) != []
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 4
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_damaged_shard_of_the_version_before_is_not_kept_but_written(versions: Versions, how: str) -> None:
+    sound = read_manifest(versions.old)
+    damage(next(versions.old.glob("data/gallery/europe-00000.*")), how)
+    before = tree(versions.old)
+    config = PackConfig("1.1.0", versions.format, shard_rows=30, previous=versions.old)
+    report = pack(open_source(versions.source), versions.home / "next", config)
+    assert report.manifest.files == sound.files
+    assert report.num_kept == len(sound.shards) - 1
+    assert verify(report.folder).problems == ()
+    assert tree(versions.old) == before
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_damaged_meta_file_of_the_version_before_is_written_anew_or_an_error_that_names_it(
+    versions: Versions, how: str
+) -> None:
+    """Who is junk, and where, stands there alone."""
+    sound = read_manifest(versions.old)
+    path = versions.old / "meta/gallery/europe-00000.parquet"
+    damage(path, how)
+    before = tree(versions.old)
+    config = PackConfig("1.1.0", versions.format, shard_rows=30, previous=versions.old)
+    out, told = versions.home / "next", ""
+    try:
+        pack(open_source(versions.source), out, config)
+    except EntireIdError as error:
+        told = str(error)
+    if told:
+        assert path.name in told
+        assert not out.exists()
+    else:
+        assert read_manifest(out).files == sound.files
+        assert verify(out).problems == ()
+    assert tree(versions.old) == before
+
+
+def test_the_version_before_may_lie_on_another_disk(versions: Versions, small_disk: Path) -> None:
+    resize_disk(small_disk, 64 << 20)
+    shutil.copytree(versions.old, small_disk / "old")
+    report = versions.pack(previous=small_disk / "old")
+    assert report.num_kept == len(report.manifest.shards)
+    assert report.manifest.files == read_manifest(versions.old).files
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        *(({"version": "1.0.0"}, "version 1.0.0"), ({"version": "0.9.9"}, "version 1.0.0")),
+        *(({"format": "webdataset"}, "format"), ({"seed": 1}, "seed")),
+    ],
+)
+def test_a_version_that_cannot_follow_the_one_before_is_refused(
+    packed: Path, crops: Path, tmp_path: Path, options: dict, what: str
+) -> None:
+    before = tree(tmp_path)
+    with pytest.raises(PreviousVersionError, match=what) as caught:
+        go_on(crops, tmp_path / "next", **{"version": "1.1.0", "previous": packed} | options)
+    assert caught.value.path == str(packed)
+    assert tree(tmp_path) == before
+
+
+def test_versions_are_compared_as_numbers(packed: Path, crops: Path, tmp_path: Path) -> None:
+    ninth = go_on(crops, tmp_path / "v9", version="1.9.0", previous=packed)
+    assert go_on(crops, tmp_path / "v10", version="1.10.0", previous=ninth.folder).num_kept == 4
+
+
+@pytest.mark.parametrize("previous", ["nowhere", "crops"])
+def test_a_version_before_that_is_none_is_refused(crops: Path, tmp_path: Path, previous: str) -> None:
+    with pytest.raises(DatasetNotFoundError, match=previous):
+        go_on(crops, tmp_path / "next", version="1.1.0", previous=tmp_path / previous)
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+def test_the_version_before_is_never_written_over(packed: Path, crops: Path) -> None:
+    before = tree(packed)
+    with pytest.raises(OutputExistsError):
+        go_on(crops, packed, version="1.1.0", previous=packed)
+    assert tree(packed) == before
+
+
+@pytest.mark.parametrize("event", ["os.link", "os.rename"])
+def test_a_run_killed_while_it_links_never_writes_into_the_version_before(versions: Versions, event: str) -> None:
+    """The temporary name may be a link to the old file: whoever opens it for writing writes into both."""
+    settle()
+    out = versions.home / "v1.1.0"
+    options = {"version": "1.1.0", "format": versions.format, "shard_rows": 30, "previous": versions.old}
+    died = run_until(event, versions.source, out, **options)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    for path in versions.source.glob("*/000*"):
+        path.write_bytes(image_bytes(1) + path.name.encode() + path.parent.name.encode())
+    report = versions.pack()
+    assert report.num_kept == 0
+
+
+def test_a_stopped_version_is_gone_on_with(versions: Versions) -> None:
+    versions.add("00007_c002s0_99.jpg")
+    settle()
+    undisturbed = versions.pack()
+    options = {"version": "1.1.0", "format": versions.format, "shard_rows": 30, "previous": versions.old}
+    stop_pack(versions.source, versions.home / "stopped", 60, **options)
+    report = go_on(versions.source, versions.home / "stopped", **options)
+    assert report.num_resumed > 1
+    assert report.num_kept == undisturbed.num_kept
+    assert tree(report.folder) == tree(undisturbed.folder)
 
 
 # --- real photographs

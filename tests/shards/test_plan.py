@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entire_id.records import JUNK_PID, SPLITS
-from entire_id.shards.plan import CHUNK_ROWS, PlannedShard, Rows, hash_keys, keyed_hash, plan_shards
+from entire_id.shards.plan import CHUNK_ROWS, Placement, PlannedShard, Rows, hash_keys, keyed_hash, plan_shards
 
 CONTINENTS = ("africa", "asia", "asia_minor", "unknown")
 
@@ -33,7 +33,12 @@ def crowd(num_people: int, mean_size: float = 40.0, seed: int = 0) -> list[Crop]
     return [crop for pid, size in enumerate(sizes.tolist()) for crop in person(pid, size)]
 
 
-def plan(crops: list[Crop], shard_rows: int = 10**9, seed: int = 0) -> list[PlannedShard]:
+Places = dict[tuple[str, str], Placement]
+
+
+def plan(
+    crops: list[Crop], shard_rows: int = 10**9, seed: int = 0, previous: Places | None = None
+) -> list[PlannedShard]:
     rows = Rows(
         split=np.array([SPLITS.index(crop.split) for crop in crops], np.int64),
         splits=SPLITS,
@@ -42,7 +47,7 @@ def plan(crops: list[Crop], shard_rows: int = 10**9, seed: int = 0) -> list[Plan
         pid=np.array([crop.pid for crop in crops], np.int32),
         key_hash=hash_keys([crop.key for crop in crops], seed),
     )
-    return plan_shards(rows, shard_rows, seed)
+    return plan_shards(rows, shard_rows, seed, previous)
 
 
 def keys_of(crops: list[Crop], shard: PlannedShard) -> list[str]:
@@ -318,6 +323,130 @@ def test_a_chunk_holds_crops_drawn_by_hash_and_not_neighbours_in_time() -> None:
     frames = [int(crops[row].key.rsplit("/", 1)[1]) for row in shard.rows.tolist()]
     spreads = [np.ptp(frames[start : start + CHUNK_ROWS]) for start in range(0, 160, CHUNK_ROWS)]
     assert min(spreads) > 80
+
+
+# --- a version after another
+
+
+def places_of(crops: list[Crop], shards: list[PlannedShard], seed: int) -> Places:
+    """Return who lies where, as the next version is told."""
+    places: Places = {}
+    for shard in shards:
+        place = places.setdefault((shard.split, shard.continent), Placement({}, {}, 0))
+        pids, junk = dict(place.shard_of_pid), dict(place.shard_of_junk)
+        for crop in (crops[row] for row in shard.rows.tolist()):
+            if crop.pid == JUNK_PID:
+                junk[keyed_hash(crop.key, seed)] = shard.number
+            else:
+                pids[crop.pid] = shard.number
+        places[shard.split, shard.continent] = Placement(pids, junk, max(place.next_number, shard.number + 1))
+    return places
+
+
+def units_of(crops: list[Crop], shard: PlannedShard) -> set[tuple]:
+    """Return the people and the junk crops of a shard."""
+    members = (crops[row] for row in shard.rows.tolist())
+    return {("junk", crop.key) if crop.pid == JUNK_PID else ("person", crop.pid) for crop in members}
+
+
+@settings(max_examples=100, deadline=None)
+@given(old=crowds(), new=crowds(), kept=st.randoms(), shard_rows=st.integers(1, 300), seed=st.integers(0, 2**64 - 1))
+def test_a_plan_after_another_keeps_every_rule(old, new, kept, shard_rows: int, seed: int) -> None:
+    """Crops come and go at random: some of the old, all of the new, and people of both who have more or fewer."""
+    previous = places_of(old, plan(old, shard_rows, seed), seed)
+    crops = list(dict.fromkeys([*(crop for crop in old if kept.random() < 0.7), *new]))
+    shards = plan(crops, shard_rows, seed, previous)
+
+    placed = [row for shard in shards for row in shard.rows.tolist()]
+    assert sorted(placed) == list(range(len(crops))), "every row is in one shard, once"
+    assert len({shard.stem for shard in shards}) == len(shards)
+    order = [(SPLITS.index(shard.split), CONTINENTS.index(shard.continent), shard.number) for shard in shards]
+    assert order == sorted(order)
+
+    new_numbers = defaultdict(list)
+    for shard in shards:
+        assert {(crops[row].split, crops[row].continent) for row in shard.rows} == {(shard.split, shard.continent)}
+        place = previous.get((shard.split, shard.continent), Placement({}, {}, 0))
+        units = units_of(crops, shard)
+        homes = {
+            place.shard_of_pid.get(who) if kind == "person" else place.shard_of_junk.get(keyed_hash(who, seed))
+            for kind, who in units
+        }
+        if shard.number < place.next_number:
+            assert homes == {shard.number}, "an old shard holds whom it held, and nobody new"
+        else:
+            assert homes == {None}, "who is known stays"
+            new_numbers[shard.split, shard.continent].append(shard.number)
+            assert len(shard.rows) <= shard_rows or (len(units) == 1 and next(iter(units))[0] == "person")
+        sizes = [len(group) for group in shard.groups()]
+        assert sum(sizes) == len(shard.rows) == shard.group_stops[-1]
+        assert all(128 <= size < 512 + 24 for size in sizes[:-1])
+        assert 0 < sizes[-1] < 512 + 24
+    for where, numbers in new_numbers.items():
+        start = previous.get(where, Placement({}, {}, 0)).next_number
+        assert numbers == list(range(start, start + len(numbers))), "new numbers follow on those that were given"
+
+    chunks = expected_chunks(crops, seed)
+    for shard in shards:
+        _assert_whole_chunks(crops, shard, chunks)
+
+
+@settings(max_examples=40, deadline=None)
+@given(crops=crowds(), shard_rows=st.integers(1, 400), seed=st.integers(0, 2**64 - 1))
+def test_the_same_crops_after_themselves_have_the_same_plan(crops: list[Crop], shard_rows: int, seed: int) -> None:
+    first = plan(crops, shard_rows, seed)
+    second = plan(crops, shard_rows, seed, places_of(crops, first, seed))
+    assert [shard.stem for shard in first] == [shard.stem for shard in second]
+    for one, other in zip(first, second, strict=True):
+        assert one.rows.tolist() == other.rows.tolist()
+        assert one.group_stops.tolist() == other.group_stops.tolist()
+
+
+def test_another_shard_size_moves_nobody_who_was_there() -> None:
+    crops = crowd(60)
+    first = plan(crops, 300)
+    second = plan(crops, 20, previous=places_of(crops, first, 0))
+    assert [keys_of(crops, shard) for shard in first] == [keys_of(crops, shard) for shard in second]
+
+
+def test_shards_that_nobody_changed_keep_their_rows_and_groups_when_others_change() -> None:
+    crops = crowd(120)
+    first = plan(crops, 1000)
+    assert len(first) > 4
+    gone = crops[first[1].rows[0]].pid
+    rest = [crop for crop in crops if crop.pid != gone] + person(900, 30)
+    second = plan(rest, 1000, previous=places_of(crops, first, 0))
+    same = {shard.stem: groups_of(rest, shard) for shard in second}
+    assert [shard.stem for shard in second] == [*(shard.stem for shard in first), f"gallery/asia-{len(first):05d}"]
+    assert {shard.stem for shard in first if same[shard.stem] != groups_of(crops, shard)} == {first[1].stem}
+
+
+def test_numbers_of_shards_that_everybody_left_are_not_given_again() -> None:
+    crops = crowd(40)
+    first = plan(crops, 300)
+    last = {crops[row].pid for row in first[-1].rows.tolist()}
+    rest = [crop for crop in crops if crop.pid not in last] + person(900, 30)
+    numbers = [shard.number for shard in plan(rest, 300, previous=places_of(crops, first, 0))]
+    assert numbers == [*range(len(first) - 1), len(first)]
+
+
+def test_a_place_of_another_split_or_continent_says_nothing() -> None:
+    crops = person(5, 10, "query", "asia") + person(5, 10, "gallery", "africa") + person(5, 10)
+    previous = {("gallery", "asia"): Placement({5: 3}, {}, 7), ("train", "asia"): Placement({5: 2}, {}, 5)}
+    stems = [shard.stem for shard in plan(crops, previous=previous)]
+    assert stems == ["query/asia-00000", "gallery/africa-00000", "gallery/asia-00003"]
+
+
+def test_a_person_numbered_as_junk_was_is_placed_by_who_they_are() -> None:
+    crops = [*person(JUNK_PID, 3), *person(5, 3)]
+    junk = {keyed_hash(crop.key, 0): number for number, crop in enumerate(crops[:2])}
+    previous = {("gallery", "asia"): Placement({JUNK_PID: 9}, junk, 4)}
+    found = {shard.number: units_of(crops, shard) for shard in plan(crops, previous=previous)}
+    assert found == {
+        0: {("junk", crops[0].key)},
+        1: {("junk", crops[1].key)},
+        4: {("junk", crops[2].key), ("person", 5)},
+    }
 
 
 @given(text=st.text(max_size=40), seed=st.integers(0, 2**63))

@@ -8,6 +8,7 @@ import os
 import pickle
 import stat
 import struct
+import time
 import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entire_id.errors import EntireIdError, SourceError
+from entire_id.errors import EntireIdError, SourceChangedError, SourceError
 from entire_id.records import Reason, Rejected
 from entire_id.sources.files import MAX_FILE_BYTES, Folder, ZipArchive, open_files
 
@@ -36,13 +37,13 @@ def outcomes(files) -> dict[str, Reason | None]:
 # ---------------------------------------------------------------- folders
 
 
-def test_a_folder_is_walked_in_the_order_of_names(tmp_path):
+def test_every_file_of_a_folder_is_walked_once(tmp_path):
     for name in ("b/2.jpg", "b/10.jpg", "a/x/1.jpg", "a.jpg", "Z.jpg", "ä.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "empty").mkdir()
     files = Folder(tmp_path)
-    assert list(files.walk()) == ["Z.jpg", "a/x/1.jpg", "a.jpg", "b/10.jpg", "b/2.jpg", "ä.jpg"]
+    assert sorted(files.walk()) == ["Z.jpg", "a.jpg", "a/x/1.jpg", "b/10.jpg", "b/2.jpg", "ä.jpg"]
     assert [files.read(path).decode() for path in files.walk()] == list(files.walk())
 
 
@@ -146,9 +147,79 @@ def test_a_file_larger_than_any_crop_is_refused_without_reading_it(tmp_path):
     assert len(Folder(tmp_path).read("largest")) == MAX_FILE_BYTES
 
 
-def test_a_file_that_went_away_is_an_os_error(tmp_path):
+@pytest.mark.parametrize("gone", ["gone.jpg", "gone/a.jpg"])
+def test_a_file_that_went_away_is_named_with_what_to_do(tmp_path, gone):
+    with pytest.raises(SourceChangedError, match=f"'{gone}': vanished .* Type the same command again"):
+        Folder(tmp_path).read(gone)
     with pytest.raises(FileNotFoundError):
-        Folder(tmp_path).read("gone.jpg")
+        Folder(tmp_path).changed_ns(gone)
+
+
+@pytest.mark.parametrize("how", ["grow", "shrink", "rewrite", "append-later"])
+def test_a_file_that_is_written_to_while_it_is_read_is_named(tmp_path, monkeypatch, how):
+    """The system's own read, with a writer who comes just before it or just after it."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x" * 1000)
+    os.utime(path, ns=(1, 1))
+    read = os.read
+
+    def disturb(descriptor: int, size: int) -> bytes:
+        if how == "append-later":
+            data = read(descriptor, size)
+        if how == "shrink":
+            os.truncate(path, 10)
+        else:
+            with path.open("r+b") as file:
+                file.seek(0, os.SEEK_SET if how == "rewrite" else os.SEEK_END)
+                file.write(b"y" * 1000)
+        return data if how == "append-later" else read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", disturb)
+    with pytest.raises(SourceChangedError, match=r"'a\.jpg': changed"):
+        Folder(tmp_path).read("a.jpg")
+    monkeypatch.undo()
+    assert len(Folder(tmp_path).read("a.jpg")) == path.stat().st_size
+
+
+def test_a_file_that_is_replaced_while_it_is_read_gives_the_old_or_the_new_bytes(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old" * 100)
+    (tmp_path / "b").write_bytes(b"newer" * 100)
+    read = os.read
+
+    def replace(descriptor: int, size: int) -> bytes:
+        (tmp_path / "b").replace(tmp_path / "a")
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", replace)
+    assert Folder(tmp_path).read("a") == b"old" * 100
+    monkeypatch.undo()
+    assert Folder(tmp_path).read("a") == b"newer" * 100
+
+
+def test_whatever_is_done_to_a_file_moves_the_time_of_its_change(tmp_path):
+    """Resuming hangs on it: `mv`, `cp -p` and `touch -d` keep or set the time of writing."""
+    files, path = Folder(tmp_path), tmp_path / "a.jpg"
+    path.write_bytes(b"one")
+    (tmp_path / "other").write_bytes(b"two")
+    os.utime(tmp_path / "other", ns=(1, 1))
+    changes = {
+        "written": lambda: path.write_bytes(b"two"),
+        "set back": lambda: os.utime(path, ns=(5, 5)),
+        "replaced by an old file": lambda: (tmp_path / "other").replace(path),
+    }
+    for name, change in changes.items():
+        before = files.changed_ns("a.jpg")
+        time.sleep(0.02)  # more than a tick of the file system's clock
+        change()
+        assert files.changed_ns("a.jpg") > before, name
+
+
+def test_an_archive_was_changed_when_the_archive_was(tmp_path):
+    files = ZipArchive(write_zip(tmp_path / "a.zip", {"a.jpg": b"x"}))
+    before = files.changed_ns("a.jpg")
+    time.sleep(0.02)
+    write_zip(tmp_path / "a.zip", {"a.jpg": b"y"})
+    assert files.changed_ns("a.jpg") > before
 
 
 @pytest.mark.parametrize(
@@ -192,11 +263,11 @@ def test_a_listed_folder_is_rejected(tmp_path):
 # ---------------------------------------------------------------- zip archives
 
 
-def test_an_archive_is_walked_in_the_order_of_names_without_its_folders(tmp_path):
+def test_every_entry_of_an_archive_is_walked_once_without_its_folders(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"q/2.jpg": b"2", "q/": b"", "q/10.jpg": b"10", "é.jpg": b"e"})
     files = ZipArchive(path)
-    assert list(files.walk()) == ["q/10.jpg", "q/2.jpg", "é.jpg"]
-    assert [files.read(name) for name in files.walk()] == [b"10", b"2", b"e"]
+    assert sorted(files.walk()) == ["q/10.jpg", "q/2.jpg", "é.jpg"]
+    assert [files.read(name) for name in sorted(files.walk())] == [b"10", b"2", b"e"]
 
 
 def test_folders_of_an_archive_need_no_entry_of_their_own(tmp_path):
@@ -363,8 +434,8 @@ def test_an_entry_that_lies_about_its_size_is_not_unpacked_whole(tmp_path):
         tracemalloc.stop()
 
 
-def test_an_entry_that_is_not_there_is_an_os_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
+def test_an_entry_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SourceChangedError, match=r"'b\.jpg': vanished"):
         ZipArchive(write_zip(tmp_path / "a.zip", {"a.jpg": b"x"})).read("b.jpg")
 
 

@@ -53,10 +53,16 @@ def test_rows_become_samples_in_their_order(kind, folder):
         {"path": "a/1.jpg", "pid": -1, "camid": 0, "split": "train"},
         {"path": "a/2.jpg", "pid": 3, "camid": 1, "split": "val"},
     ]
-    assert list(write_table(kind, folder, rows).samples()) == [
-        Sample("b.c/Ü 3.png", "gallery", "gallery/b%2Ec/Ü 3", 0, 7),
-        Sample("a/1.jpg", "train", "train/a/1", -1, 0),
-        Sample("a/2.jpg", "val", "val/a/2", 3, 1),
+    found = list(write_table(kind, folder, rows).samples())
+    assert found == [
+        Sample("", "b.c/Ü 3.png", "gallery", 0, 7),
+        Sample("", "a/1.jpg", "train", -1, 0),
+        Sample("", "a/2.jpg", "val", 3, 1),
+    ]
+    assert [(sample.path, sample.key) for sample in found] == [
+        ("b.c/Ü 3.png", "gallery/b%2Ec/Ü 3"),
+        ("a/1.jpg", "train/a/1"),
+        ("a/2.jpg", "val/a/2"),
     ]
 
 
@@ -210,7 +216,7 @@ def test_a_table_without_rows_has_no_samples(kind, folder):
 )
 def test_the_ways_in_which_csv_is_written(folder, text):
     (folder / "t.csv").write_text(text, encoding="utf-8", newline="")
-    assert list(TableSource(folder / "t.csv").samples()) == [Sample("a/1.jpg", "query", "query/a/1", 3, 0)]
+    assert list(TableSource(folder / "t.csv").samples()) == [Sample("", "a/1.jpg", "query", 3, 0)]
 
 
 @pytest.mark.parametrize(("line", "reason"), [("a/1.jpg", Reason.SPLIT), ("a/1.jpg,3,0", Reason.SPLIT)])

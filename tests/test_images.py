@@ -1,7 +1,8 @@
-"""What the first and last bytes of an image tell."""
+"""What the first and last bytes of an image tell, and its pixels."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from entire_id.images import MAX_PIXELS, ImageSize, Unusable, decode_rgb, image_size
 from entire_id.records import Reason
-from entire_id.shards.images import MAX_PIXELS, ImageSize, Unusable, image_size
 
 from builders import image_bytes
 
@@ -204,3 +205,51 @@ def test_real_crops_are_complete_until_they_are_cut(real_crops):
         assert image_size(data) == Image.open(io.BytesIO(data)).size
         end = data.rindex(b"\xff\xd9") + 2
         assert [stop for stop in range(end) if is_complete(data[:stop])] == []
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@given(st.integers(0, 999), st.integers(1, 90), st.integers(1, 90))
+def test_decoded_pixels_are_those_of_pillow(seed: int, width: int, height: int):
+    for kind in ("JPEG", "PNG"):
+        data = image_bytes(seed, (width, height), kind)
+        pixels = decode_rgb(data)
+        assert pixels.shape == (height, width, 3)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, pillow(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_colour_spaces_become_rgb(mode: str):
+    file = io.BytesIO()
+    Image.new(mode, (8, 12), 90 if mode == "L" else (0, 128, 255, 0)).save(file, "JPEG")
+    np.testing.assert_allclose(decode_rgb(file.getvalue()), pillow(file.getvalue()), atol=2)
+
+
+def test_what_nobody_can_decode_is_an_os_error():
+    with pytest.raises(OSError, match="cannot identify"):
+        decode_rgb(b"\xff\xd8\xff nothing")
+
+
+def test_real_crops_decode_to_the_pixels_of_pillow(real_crops):
+    for path in sorted((real_crops / "query").iterdir()):
+        np.testing.assert_array_equal(decode_rgb(path.read_bytes()), pillow(path.read_bytes()))
+
+
+def test_sixteen_bits_a_pixel_become_eight() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(file, "PNG")
+    assert decode_rgb(file.getvalue())[0, :, 0].tolist() == [0, 1, 255]
+
+
+@given(st.integers(40, 150), st.binary(min_size=1, max_size=8))
+def test_broken_images_are_an_os_error(position: int, damage: bytes) -> None:
+    data = image_bytes(3, kind="PNG")
+    with contextlib.suppress(OSError):
+        decode_rgb(data[:position] + damage + data[position + len(damage) :])

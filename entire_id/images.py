@@ -1,12 +1,21 @@
-"""What the first and last bytes of an image tell, without decoding it."""
+"""Images as bytes: what the header tells, and the pixels."""
 
 from __future__ import annotations
 
+import io
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
 
 from entire_id.records import Reason
 
-__all__ = ["MAX_PIXELS", "ImageSize", "Unusable", "image_size"]
+__all__ = ["MAX_PIXELS", "ImageSize", "RgbImage", "Unusable", "decode_rgb", "image_size"]
+
+RgbImage = npt.NDArray[np.uint8]
+"""(height, width, 3) uint8, RGB."""
 
 MAX_PIXELS = 89_478_485
 """More than this Pillow calls a decompression bomb (`PIL.Image.MAX_IMAGE_PIXELS`)."""
@@ -94,3 +103,29 @@ def _png_size(data: bytes) -> ImageSize | Unusable:
     if _PNG_END not in data:
         return Unusable(Reason.TRUNCATED, "no IEND chunk")
     return ImageSize(width, height)
+
+
+def decode_rgb(data: bytes) -> RgbImage:
+    """Return the pixels of a JPEG or PNG, (height, width, 3) uint8 RGB.
+
+    simplejpeg decodes ordinary JPEG, with the same result as Pillow but about three times faster; Pillow everything
+    else. Orientation tags are not applied.
+
+    Raises:
+        OSError: neither can decode it.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        try:
+            pixels: RgbImage = simplejpeg.decode_jpeg(data, "RGB")
+        except ValueError:  # CMYK and the like
+            pass
+        else:
+            return pixels
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
+                grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except (ValueError, SyntaxError) as error:  # what Pillow raises on broken PNG chunks
+        raise OSError(f"broken image: {error}") from error
