@@ -369,12 +369,12 @@ def test_when_the_first_process_is_killed_its_workers_end_too(source: Path, tmp_
     assert run.family() == []
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(4))
 def test_workers_of_a_killed_run_do_not_write_into_that_of_the_next(
     source: Path, reference: tuple, tmp_path: Path, runs: list[Run], number: int
 ) -> None:
     """They may be in the middle of a shard. The next run is refused while they live, or is safe from them."""
-    run = Run(source, tmp_path / "out", 2, wait_s=0.01)
+    run = Run(source, tmp_path / "out", 2, wait_s=0.004)
     runs.append(run)
     run.wait_for(shards=1 + int(np.random.default_rng(number).integers(3)))
     run.process.kill()
