@@ -12,7 +12,7 @@ from PIL import Image
 
 from entire_id.records import Reason
 
-__all__ = ["MAX_PIXELS", "ImageSize", "RgbImage", "Unusable", "decode_rgb", "image_size"]
+__all__ = ["MAX_PIXELS", "ImageSize", "RgbImage", "Unusable", "decode_rgb", "decoding_error", "image_size"]
 
 RgbImage = npt.NDArray[np.uint8]
 """(height, width, 3) uint8, RGB."""
@@ -129,3 +129,24 @@ def decode_rgb(data: bytes) -> RgbImage:
             return np.asarray(image.convert("RGB"))
     except (ValueError, SyntaxError) as error:  # what Pillow raises on broken PNG chunks
         raise OSError(f"broken image: {error}") from error
+
+
+def decoding_error(data: bytes, size: ImageSize) -> str:
+    """Return why an image does not decode to the size its header states, `""` if it does.
+
+    Stricter than `decode_rgb`: a JPEG whose scan is damaged is an error, though Pillow would fill in grey.
+    """
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB") if data.startswith(_JPEG_START) else decode_rgb(data)
+    except OSError as error:
+        return f"does not decode: {error}"
+    except ValueError as error:
+        if "color conversion" not in str(error).lower():  # CMYK and the like are Pillow's
+            return f"does not decode: {error}"
+        return _shape_error(decode_rgb(data), size)
+    return _shape_error(pixels, size)
+
+
+def _shape_error(pixels: RgbImage, size: ImageSize) -> str:
+    height, width = pixels.shape[:2]
+    return "" if (width, height) == size else f"decodes to {width} × {height} px"

@@ -154,8 +154,11 @@ class Source(Protocol):
             SourceChangedError: it is gone, or was written to while it was read.
         """
 
-    def changed_ns(self, path: str) -> int:
-        """When a file was last changed or put there, in nanoseconds since 1970. Raises OSError where it is gone."""
+    def stamp(self, path: str) -> tuple[int, ...]:
+        """Numbers that differ once another file stands there or its bytes have changed.
+
+        The first is when the file last changed, in nanoseconds since 1970. Raises OSError where it is gone.
+        """
 
 
 class Progress(Protocol):

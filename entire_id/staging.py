@@ -65,7 +65,7 @@ def new_folder(
         tree.replace(target)
         sync(target.parent)
     except BaseException as error:
-        if isinstance(error, keeps):
+        if isinstance(error, keeps) and not isinstance(error, OutputExistsError):
             os.close(lock)
             raise
         _release(work, lock)
@@ -96,10 +96,12 @@ def _claim(work: Path, out: Path) -> int:
     lock = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
-    except BlockingIOError as error:
-        os.close(lock)
-        raise OutputExistsError(out, "another run is making it") from error
-    return lock
+        if os.fstat(lock).st_ino == mark.stat().st_ino:
+            return lock
+    except (BlockingIOError, FileNotFoundError):  # another run holds it, or has just ended and removed it
+        pass
+    os.close(lock)
+    raise OutputExistsError(out, "another run is making it")
 
 
 def _release(work: Path, lock: int) -> None:

@@ -92,8 +92,8 @@ class Wrapped:
     def read(self, path: str) -> bytes:
         return self._source.read(path)
 
-    def changed_ns(self, path: str) -> int:
-        return self._source.changed_ns(path)
+    def stamp(self, path: str) -> tuple[int, ...]:
+        return self._source.stamp(path)
 
 
 class Slow(Wrapped):
@@ -120,17 +120,17 @@ def stop_pack(source: Path, out: Path, after: int, **options: object) -> None:
             raise StoppedError
 
     try:
-        pack(open_source(source), out, PackConfig(**options), interrupt)
+        pack(open_source(source), out, PackConfig(**{"name": "entire-id"} | options), interrupt)
     except StoppedError:
         assert not out.exists()
-        assert list(beside(out, ".partial").glob("notes/*.json"))
+        assert beside(out, ".partial").is_dir()
     else:
         raise AssertionError(f"nothing stopped it before {after} crops")
 
 
 def go_on(source: Path, out: Path, **options: object) -> PackReport:
     """Pack and return the report."""
-    return pack(open_source(source), out, PackConfig(**options))
+    return pack(open_source(source), out, PackConfig(**{"name": "entire-id"} | options))
 
 
 def settle() -> None:
@@ -166,7 +166,7 @@ def watch(event, arguments):
 
 if __name__ == "__main__":
     sys.addaudithook(watch)
-    pack(open_source(Path(source)), Path(out), PackConfig(**options))
+    pack(open_source(Path(source)), Path(out), PackConfig(**{"name": "entire-id"} | options))
     print(steps)
 """
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import pyarrow as pa
 
@@ -17,12 +19,13 @@ from entire_id.shards.write import ShardDone, ShardTask, write_shard
 __all__ = ["run_tasks"]
 
 
-def run_tasks(tasks: Iterable[ShardTask], jobs: int) -> Iterator[ShardDone]:
-    """Yield the finished shards in the order of `tasks`.
+def run_tasks(tasks: Iterable[ShardTask], jobs: int) -> Generator[ShardDone, None, None]:
+    """Yield the finished shards in the order of `tasks`. Close it to be sure that no worker is at work any more.
 
     Args:
         tasks: what to write; taken a few at a time, so that they need not all be in memory.
-        jobs: processes at work; 1 writes in this one.
+        jobs: processes at work; 1 writes in this one. With more, a script that calls this must keep its own work under
+            `if __name__ == "__main__"`, as always where Python starts processes anew.
 
     Raises:
         WorkerDiedError: a worker process was killed.
@@ -31,10 +34,12 @@ def run_tasks(tasks: Iterable[ShardTask], jobs: int) -> Iterator[ShardDone]:
         yield from map(write_shard, tasks)
         return
     tasks = iter(tasks)
-    # Not fork: Arrow's threads do not survive it.
-    with ProcessPoolExecutor(jobs, get_context("forkserver"), pa.set_cpu_count, (1,)) as pool:
-        waiting: deque[Future[ShardDone]] = deque(pool.submit(write_shard, task) for task in islice(tasks, 2 * jobs))
+    context = get_context("forkserver")  # not fork: Arrow's threads do not survive it
+    context.set_forkserver_preload(["entire_id.shards.write"])
+    waiting: deque[Future[ShardDone]] = deque()
+    with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
         try:
+            waiting.extend(pool.submit(write_shard, task) for task in islice(tasks, 2 * jobs))
             while waiting:
                 yield waiting.popleft().result()
                 waiting.extend(pool.submit(write_shard, task) for task in islice(tasks, 1))
@@ -42,3 +47,16 @@ def run_tasks(tasks: Iterable[ShardTask], jobs: int) -> Iterator[ShardDone]:
             raise WorkerDiedError from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Use one core, and end with the process that gives the work: its lock on the folder goes with it."""
+    pa.set_cpu_count(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -6,6 +6,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, starmap
 from pathlib import Path
@@ -93,8 +94,11 @@ class RejectedLog:
         self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        try:
+            with suppress(OSError):  # the disk may be full; what matters was flushed in publish()
+                self._file.close()
+        finally:
+            self._partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

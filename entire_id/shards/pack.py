@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entire_id.errors import (
+    EntireIdError,
     NothingToPackError,
     OutputExistsError,
     PreviousVersionError,
     SourceChangedError,
     WorkerDiedError,
+    WriteFailedError,
 )
 from entire_id.records import (
     JUNK_PID,
@@ -41,7 +45,7 @@ from entire_id.shards.manifest import (
     read_manifest,
 )
 from entire_id.shards.plan import Placement, PlannedShard, keyed_hash, plan_shards
-from entire_id.shards.write import PreviousShard, ShardDone, ShardTask
+from entire_id.shards.write import UNFINISHED, PreviousShard, ShardDone, ShardTask
 from entire_id.staging import beside, new_folder, sync
 
 __all__ = ["PackConfig", "PackReport", "pack"]
@@ -61,7 +65,7 @@ class PackConfig:
         seed: key of the hashes that place the rows, 0 to 2⁶⁴ - 1.
         strict: raise at the first rejected file.
         decode: decode every image, and reject what does not decode; about 150 µs a crop.
-        jobs: processes that write shards.
+        jobs: processes that write shards; see `engine.run_tasks`.
         previous: folder of the version before: people stay in their shards, and unchanged shards are kept as they are.
     """
 
@@ -141,19 +145,26 @@ def pack(
     config = replace(config, name=config.name or out.resolve().name)
     _check_outside(out, source)
     previous = None if config.previous is None else _read_previous(config)
-    with (
-        new_folder(out, keeps=_GO_ON_AFTER) as tree,
-        RejectedLog(beside(out, ".rejected.csv"), strict=config.strict) as log,
-    ):
-        listing = list_crops(source, config.seed, log, progress)
-        placements = None if previous is None else _placements(config.previous, previous, config.seed)
-        planned = plan_shards(listing.rows, config.shard_rows, config.seed, placements)
-        tasks = _tasks(planned, listing, source, tree, config, previous)
-        done = _collect(run_tasks(tasks, config.jobs), len(listing.table), log, progress)
-        rejected_csv = log.publish()
-        if not any(shard.files for shard in done):
-            raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
-        manifest = _write_manifest(tree, config, done, _cameras_csv(source.cameras, listing))
+    try:
+        with (
+            new_folder(out, keeps=_GO_ON_AFTER) as tree,
+            RejectedLog(beside(out, ".rejected.csv"), strict=config.strict) as log,
+        ):
+            _clear_unfinished(tree)
+            listing = list_crops(source, config.seed, log, progress)
+            placements = None if previous is None else _placements(config.previous, previous, config.seed)
+            planned = plan_shards(listing.rows, config.shard_rows, config.seed, placements)
+            tasks = _tasks(planned, listing, source, tree, config, previous)
+            with closing(run_tasks(tasks, config.jobs)) as shards:
+                done = _collect(shards, len(listing.table), log, progress)
+            rejected_csv = log.publish()
+            if not any(shard.files for shard in done):
+                raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
+            manifest = _write_manifest(tree, config, done, _cameras_csv(source.cameras, listing))
+    except OSError as error:
+        if isinstance(error, EntireIdError):
+            raise
+        raise WriteFailedError(error.filename or out, error.strerror or str(error)) from error
     return PackReport(
         folder=out,
         manifest=manifest,
@@ -163,6 +174,13 @@ def pack(
         num_kept=sum(shard.kept for shard in done),
         num_resumed=sum(shard.resumed for shard in done),
     )
+
+
+def _clear_unfinished(tree: Path) -> None:
+    """Remove the files that a killed run was writing."""
+    for folder in (tree, tree.parent / "notes"):
+        for path in folder.glob(f"*{UNFINISHED}"):
+            path.unlink()
 
 
 def _check_outside(out: Path, source: Source) -> None:
@@ -195,10 +213,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _placements(folder: Path | None, manifest: Manifest, seed: int) -> dict[tuple[str, str], Placement]:
     """Return where the previous version has its people, and its junk."""
     placements: dict[tuple[str, str], Placement] = {}
+    digests = {entry.path: entry.sha256 for entry in manifest.files}
     for shard in manifest.shards:
         number = _shard_number(shard.path)
         place = placements.setdefault((shard.split, shard.continent), Placement({}, {}, 0))
-        meta = pq.read_table((folder or Path()) / shard.meta_path, columns=["key", "pid"], partitioning=None)
+        meta = _read_placed(folder or Path(), digests[shard.meta_path], shard.meta_path)
         junk = meta.filter(meta["pid"].to_numpy() == JUNK_PID)["key"].to_pylist()
         placements[shard.split, shard.continent] = Placement(
             {**place.shard_of_pid, **dict.fromkeys(shard.pids, number)},
@@ -206,6 +225,15 @@ def _placements(folder: Path | None, manifest: Manifest, seed: int) -> dict[tupl
             max(place.next_number, number + 1),
         )
     return placements
+
+
+def _read_placed(folder: Path, sha256: str, meta_path: str) -> pa.Table:
+    try:
+        if file_digest(folder / meta_path) == sha256:
+            return pq.read_table(folder / meta_path, columns=["key", "pid"], partitioning=None)
+    except OSError as error:
+        raise PreviousVersionError(folder, f"{meta_path} cannot be read ({error})") from error
+    raise PreviousVersionError(folder, f"{meta_path} is not the file of its manifest")
 
 
 def _shard_number(path: str) -> int:

@@ -14,7 +14,7 @@ from entire_id.errors import ManifestError
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards.records import Crops, Spans
 
-__all__ = ["ParquetShard", "image_spans", "read_crops", "write_meta"]
+__all__ = ["ParquetShard", "image_spans", "read_crops", "read_names", "write_meta"]
 
 _IMAGE_LEAF = "image.bytes"
 _IMAGE_LEAVES = (_IMAGE_LEAF, "image.path")
@@ -73,6 +73,13 @@ def read_crops(path: Path) -> Iterator[tuple[list[bytes], list[str], pa.Table]]:
             table = shard.read_row_group(group, use_threads=False)
             image = table["image"].combine_chunks()
             yield image.field("bytes").to_pylist(), image.field("path").to_pylist(), table.drop_columns("image")
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the file names of a shard's images, without reading their bytes."""
+    with pq.ParquetFile(path) as shard:
+        names: list[str] = shard.read(columns=["image.path"])["image"].combine_chunks().field("path").to_pylist()
+    return names
 
 
 def image_spans(path: Path) -> Spans:

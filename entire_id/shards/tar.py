@@ -14,7 +14,7 @@ import pyarrow as pa
 from entire_id.schema import arrow_schema, shard_columns
 from entire_id.shards.records import Crops, Spans
 
-__all__ = ["TarShard", "read_crops"]
+__all__ = ["TarShard", "read_crops", "read_names"]
 
 _IMAGE_SUFFIX = ".jpg"  # whatever the format: readers take the field's name from the ending, decoders look at the bytes
 _LABELS_SUFFIX = ".json"
@@ -75,6 +75,11 @@ def read_crops(path: Path, batch_rows: int = 512) -> Iterator[tuple[list[bytes],
             images, rows = [], []
     if rows:
         yield images, [row["path"] for row in rows], pa.Table.from_pylist(rows, schema)
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the file names of a shard's images."""
+    return [labels["path"] for _, labels in _members(path)]
 
 
 def _members(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

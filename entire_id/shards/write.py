@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from entire_id.errors import ManifestError, WriteFailedError
-from entire_id.images import Unusable, decode_rgb, image_size
+from entire_id.images import Unusable, decoding_error, image_size
 from entire_id.records import Reason, Rejected, Sample, Source
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
+from entire_id.shards import parquet, tar
 from entire_id.shards.listing import samples_of
 from entire_id.shards.manifest import FORMATS, FileEntry, Shard, file_digest
 from entire_id.shards.parquet import ParquetShard, write_meta
@@ -38,6 +39,10 @@ __all__ = ["ROW_GROUPS_KEY", "PreviousShard", "ShardDone", "ShardTask", "write_s
 ROW_GROUPS_KEY = b"row_groups"
 """Metadata key of a meta file: JSON list of how many rows each row group of its shard has, in order."""
 
+UNFINISHED = ".partial"
+"""What the names of files end in until they are complete."""
+
+_NAME_READERS = {"parquet": parquet.read_names, "webdataset": tar.read_names}
 _WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
 _MAX_GROUP_BYTES = 1 << 30  # an Arrow binary array ends at 2 GiB
 _CLOCK_STEP_NS = 100_000_000  # file systems stamp times a little behind the clock
@@ -91,12 +96,12 @@ class ShardTask:
 
     def temporary(self, path: str) -> Path:
         """Where a file of the shard is written until it is complete."""
-        return self.tree / f"{path.replace('/', '-')}.partial"
+        return self.tree / f"{path.replace('/', '-')}.{os.getpid()}{UNFINISHED}"
 
     def digest(self) -> str:
         """Return a digest of everything that the shard's bytes depend on but the images."""
         state = hashlib.sha256()
-        facts = (self.path, self.group_stops, self.decode, version("entire-id"), pa.__version__)
+        facts = (self.path, self.group_stops, self.decode, version("entire-id"), pa.__version__, self.previous)
         state.update(repr(facts).encode())
         for sample in samples_of(self.rows):
             state.update(repr(tuple(sample)).encode())
@@ -130,15 +135,14 @@ def write_shard(task: ShardTask) -> ShardDone:
         WriteFailedError: the disk is full, or refuses.
         ManifestError: what was written reads back differently.
     """
-    digest, started_ns = task.digest(), time.time_ns()
-    done = _recall(task, digest)
+    digest, started_ns, stamps = task.digest(), time.time_ns(), _stamps(task)
+    done = _recall(task, digest, stamps)
     if done is not None:
         return replace(done, resumed=True)
     try:
         done = _keep(task) or _write(task)
-        _remember(task, digest, started_ns, done)
-    except (ManifestError, WriteFailedError):
-        raise
+        if stamps and stamps.newest_ns < started_ns - _CLOCK_STEP_NS:
+            _remember(task, digest, stamps, done)
     except OSError as error:
         raise WriteFailedError(task.tree / task.path, error.strerror or str(error)) from error
     return done
@@ -151,24 +155,39 @@ def _note(task: ShardTask) -> Path:
     return task.notes / f"{task.stem.replace('/', '-')}.json"
 
 
-def _remember(task: ShardTask, digest: str, started_ns: int, done: ShardDone) -> None:
+class _Stamps(NamedTuple):
+    """What tells whether the crops of a shard have changed: when the newest did, and a digest of all."""
+
+    newest_ns: int
+    digest: str
+
+
+def _stamps(task: ShardTask) -> _Stamps | None:
+    """Return the stamps of a shard's crops before they are read; None if one is gone."""
+    try:
+        stamps = [task.source.stamp(sample.path) for sample in samples_of(task.rows)]
+    except OSError:
+        return None
+    return _Stamps(max(stamp[0] for stamp in stamps), hashlib.sha256(repr(stamps).encode()).hexdigest())
+
+
+def _remember(task: ShardTask, digest: str, stamps: _Stamps, done: ShardDone) -> None:
     """Write down that the shard is done; from here on it is a fact on disk."""
     note = _note(task)
-    text = json.dumps({"digest": digest, "started_ns": started_ns, "done": asdict(done)})
-    partial = note.with_suffix(".partial")
+    text = json.dumps({"digest": digest, "stamps": stamps.digest, "done": asdict(done)})
+    partial = note.with_name(f"{note.name}.{os.getpid()}{UNFINISHED}")
     partial.write_text(text, encoding="utf-8")
     sync(partial)
     partial.replace(note)
 
 
-def _recall(task: ShardTask, digest: str) -> ShardDone | None:
+def _recall(task: ShardTask, digest: str, stamps: _Stamps | None) -> ShardDone | None:
     """Return the shard if an earlier run finished it and nothing it depends on has changed since."""
     try:
         note = json.loads(_note(task).read_bytes())
         done = _done_from_json(note["done"])
         files_stand = all((task.tree / file.path).stat().st_size == file.bytes for file in done.files)
-        newest_ns = max(task.source.changed_ns(sample.path) for sample in samples_of(task.rows))
-        is_same = note["digest"] == digest and newest_ns < note["started_ns"] - _CLOCK_STEP_NS
+        is_same = stamps is not None and (note["digest"], note["stamps"]) == (digest, stamps.digest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return done if files_stand and is_same else None
@@ -191,18 +210,17 @@ def _keep(task: ShardTask) -> ShardDone | None:
 
 
 def _keep_if_same(task: ShardTask, previous: PreviousShard) -> ShardDone | None:
+    paths = [previous.folder / entry.path for entry in previous.files]
+    if [file_digest(path) for path in paths] != [entry.sha256 for entry in previous.files]:
+        return None
+    meta = pq.read_table(paths[1], columns=list(_KEPT_LABELS), partitioning=None)
+    old = zip(_NAME_READERS[task.format](paths[0]), *(meta[name].to_pylist() for name in _KEPT_LABELS), strict=True)
     rejected: list[Rejected] = []
     images = (image for rows in _groups(task) for image in _read_images(rows, task, rejected))
-    meta = pq.read_table(previous.folder / previous.shard.meta_path, columns=list(_KEPT_LABELS), partitioning=None)
-    rows = zip(*(meta[name].to_pylist() for name in _KEPT_LABELS), strict=True)
-    is_same = all(_kept_labels(image) == row for image, row in zip_longest(images, rows))
-    paths = [previous.folder / entry.path for entry in previous.files]
-    digests = [entry.sha256 for entry in previous.files]
-    if not is_same or [file_digest(path) for path in paths] != digests:
+    if not all(_kept_labels(image) == row for image, row in zip_longest(images, old)):
         return None
     for entry, path in zip(previous.files, paths, strict=True):
         temporary = task.temporary(entry.path)
-        temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
         except OSError:  # another file system, or one without links
@@ -214,11 +232,24 @@ def _keep_if_same(task: ShardTask, previous: PreviousShard) -> ShardDone | None:
 _KEPT_LABELS = ("key", "pid", "camid", "continent", "seq", "frame", "xxh3")
 
 
+def _file_name(sample: Sample) -> str:
+    return sample.name.rpartition("/")[2]
+
+
 def _kept_labels(image: _Image | None) -> tuple[object, ...] | None:
     if image is None:
         return None
     sample = image.sample
-    return sample.key, sample.pid, sample.camid, sample.continent, sample.seq, sample.frame, image.xxh3
+    return (
+        _file_name(sample),
+        sample.key,
+        sample.pid,
+        sample.camid,
+        sample.continent,
+        sample.seq,
+        sample.frame,
+        image.xxh3,
+    )
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -246,9 +277,15 @@ def _write(task: ShardTask) -> ShardDone:
         temporary.unlink()
         return ShardDone(None, (), tuple(rejected))
     meta = _meta_table(pa.concat_tables(labels), task.path, spans, group_rows)
-    sha256 = _check_written(temporary, spans, meta["xxh3"].to_pylist())
-    write_meta(task.temporary(task.meta_path), meta)
-    meta_sha256 = file_digest(task.temporary(task.meta_path))
+    meta_temporary = task.temporary(task.meta_path)
+    try:
+        sha256 = _check_written(temporary, spans, meta["xxh3"].to_pylist())
+        write_meta(meta_temporary, meta)
+        meta_sha256 = file_digest(meta_temporary)
+    except BaseException:
+        for path in (temporary, meta_temporary):  # a full disk must not stay full
+            path.unlink(missing_ok=True)
+        raise
     files = tuple(
         FileEntry(path, len(meta), _place(task, path), digest)
         for path, digest in ((task.path, sha256), (task.meta_path, meta_sha256))
@@ -316,13 +353,8 @@ def _read_image(sample: Sample, source: Source, *, decode: bool) -> _Image | Rej
     size = image_size(data)
     if isinstance(size, Unusable):
         return Rejected(sample.path, size.reason, size.detail)
-    if decode:
-        try:
-            pixels = decode_rgb(data)
-        except (OSError, ValueError, SyntaxError) as error:  # SyntaxError is Pillow's word for a broken PNG
-            return Rejected(sample.path, Reason.CORRUPT, f"does not decode: {error}")
-        if pixels.shape[:2] != (size.height, size.width):
-            return Rejected(sample.path, Reason.CORRUPT, f"decodes to {pixels.shape[1]} × {pixels.shape[0]} px")
+    if decode and (why := decoding_error(data, size)):
+        return Rejected(sample.path, Reason.CORRUPT, why)
     return _Image(sample, data, size.width, size.height, xxhash.xxh3_64_hexdigest(data))
 
 
@@ -342,7 +374,7 @@ def _split_huge(images: Iterator[_Image]) -> Iterator[Crops]:
 
 def _crops(images: list[_Image]) -> Crops:
     samples, data, widths, heights, digests = zip(*images, strict=True)
-    _, names, _, pids, camids, seqs, frames, continents = zip(*samples, strict=True)
+    _, _, _, pids, camids, seqs, frames, continents = zip(*samples, strict=True)
     columns: dict[str, Any] = {
         "key": [sample.key for sample in samples],
         "pid": pids,
@@ -356,7 +388,7 @@ def _crops(images: list[_Image]) -> Crops:
     }
     arrays = [pa.array(columns[field.name], field.type) for field in _LABEL_FIELDS]
     labels = pa.Table.from_arrays(arrays, schema=pa.schema(_LABEL_FIELDS))
-    return Crops(list(data), [name.rpartition("/")[2] for name in names], labels)
+    return Crops(list(data), [_file_name(sample) for sample in samples], labels)
 
 
 def _meta_table(labels: pa.Table, path: str, spans: Spans, group_rows: list[int]) -> pa.Table:

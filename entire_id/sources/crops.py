@@ -104,9 +104,9 @@ class CropSource:
         """The bytes of one file; see `records.Source`."""
         return self._files.read(path)
 
-    def changed_ns(self, path: str) -> int:
-        """When a file was last changed; see `records.Source`."""
-        return self._files.changed_ns(path)
+    def stamp(self, path: str) -> tuple[int, ...]:
+        """What tells whether a file has changed; see `records.Source`."""
+        return self._files.stamp(path)
 
     def samples(self) -> Iterator[Sample | Rejected]:
         """Every file once; `cameras.csv` is no crop and left out."""

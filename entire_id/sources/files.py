@@ -40,8 +40,8 @@ class Files(Protocol):
     def read(self, path: str) -> bytes:
         """The bytes of one file; see `records.Source`."""
 
-    def changed_ns(self, path: str) -> int:
-        """When a file was last changed; see `records.Source`."""
+    def stamp(self, path: str) -> tuple[int, ...]:
+        """What tells whether a file has changed; see `records.Source`."""
 
 
 def open_files(path: Path) -> Files:
@@ -133,10 +133,9 @@ class Folder:
             raise SourceChangedError(path, "changed")
         return data
 
-    def changed_ns(self, path: str) -> int:
-        """When a file was last changed or put there; see `records.Source`."""
-        status = os.stat(f"{self._root}/{path}")
-        return max(status.st_mtime_ns, status.st_ctime_ns)
+    def stamp(self, path: str) -> tuple[int, ...]:
+        """What tells whether a file, or what a link points to, has changed; see `records.Source`."""
+        return _stamp(f"{self._root}/{path}")
 
 
 class ZipArchive:
@@ -193,11 +192,12 @@ class ZipArchive:
         info = self._entries.get(path)
         return Rejected(path, Reason.MISSING) if info is None else _check_entry(path, info)
 
-    def changed_ns(self, path: str) -> int:
-        """When the archive was last changed; see `records.Source`."""
-        del path
-        status = os.stat(self.path)
-        return max(status.st_mtime_ns, status.st_ctime_ns)
+    def stamp(self, path: str) -> tuple[int, ...]:
+        """What tells whether the archive or the entry has changed; see `records.Source`."""
+        info = self._entries.get(path)
+        if info is None:
+            raise FileNotFoundError(path)
+        return *_stamp(self.path), info.CRC, info.file_size, info.header_offset
 
     def read(self, path: str) -> bytes:
         """The bytes of one entry; see `records.Source`."""
@@ -243,6 +243,12 @@ def _check_entry(name: str, info: zipfile.ZipInfo) -> str | Rejected:
     if info.flag_bits & 1:
         return Rejected(name, Reason.UNREADABLE, "encrypted")
     return name
+
+
+def _stamp(path: str | Path) -> tuple[int, ...]:
+    status = os.stat(path)
+    changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+    return changed_ns, status.st_mtime_ns, status.st_size, status.st_dev, status.st_ino
 
 
 def _check_size(num_bytes: int) -> None:

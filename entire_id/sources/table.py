@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -62,9 +62,9 @@ class TableSource:
         """The bytes of one file; see `records.Source`."""
         return self._folder.read(path)
 
-    def changed_ns(self, path: str) -> int:
-        """When a file was last changed; see `records.Source`."""
-        return self._folder.changed_ns(path)
+    def stamp(self, path: str) -> tuple[int, ...]:
+        """What tells whether a file has changed; see `records.Source`."""
+        return self._folder.stamp(path)
 
     def samples(self) -> Iterator[Sample | Rejected]:
         """Every row of the table once, in its order."""
@@ -89,7 +89,9 @@ class TableSource:
             )
         except ValueError as error:
             return Rejected(path, Reason.NUMBER, str(error))
-        return build_sample(Sample("", path, split, *numbers), continents, str(row.get("continent") or ""))
+        return build_sample(
+            Sample("", str(PurePosixPath(path)), split, *numbers), continents, str(row.get("continent") or "")
+        )
 
 
 def _integer(row: Mapping[str, Any], column: str, default: int | None = None) -> int:

@@ -118,7 +118,7 @@ def test_progress_counts_every_crop_and_says_how_much_was_written(source: Path, 
     def note(*args: object) -> None:
         told.append(args)
 
-    pack(open_source(source), tmp_path / "out", PackConfig(shard_rows=SHARD_ROWS, jobs=jobs), note)
+    pack(open_source(source), tmp_path / "out", PackConfig(name="entire-id", shard_rows=SHARD_ROWS, jobs=jobs), note)
     packing = [args for args in told if args[0] == "packing"]
     assert [done for _, done, *_ in packing] == sorted(done for _, done, *_ in packing)
     assert packing[-1][1:3] == (1284, 1284), "rejected crops are done too"
@@ -145,7 +145,7 @@ def test_a_worker_that_is_killed_is_named_and_the_next_run_goes_on(
             for pid in children():
                 os.kill(pid, signal.SIGKILL)
 
-    config = PackConfig(shard_rows=SHARD_ROWS, jobs=2)
+    config = PackConfig(name="entire-id", shard_rows=SHARD_ROWS, jobs=2)
     with pytest.raises(WorkerDiedError, match="Type the same command again"):
         pack(open_source(source), tmp_path / "out", config, kill)
     assert children() == set()
@@ -185,7 +185,7 @@ def test_a_crop_that_vanishes_is_told_across_processes(source: Path, tmp_path: P
             for path in (crops / "bounding_box_test").glob("*s0_7.jpg"):
                 path.unlink()
 
-    config = PackConfig(shard_rows=SHARD_ROWS, jobs=2)
+    config = PackConfig(name="entire-id", shard_rows=SHARD_ROWS, jobs=2)
     with pytest.raises(SourceChangedError, match="vanished .* Type the same command again") as caught:
         pack(open_source(crops), tmp_path / "out", config, take_away)
     assert caught.value.path.endswith("s0_7.jpg")
@@ -195,7 +195,7 @@ def test_a_crop_that_vanishes_is_told_across_processes(source: Path, tmp_path: P
 
 def test_an_error_of_ours_stops_every_worker_before_the_work_is_removed(source: Path, tmp_path: Path) -> None:
     """Who removes a folder while others write into it leaves a part of it, and locks out the next run."""
-    config = PackConfig(shard_rows=20, jobs=2, strict=True)
+    config = PackConfig(name="entire-id", shard_rows=20, jobs=2, strict=True)
     with pytest.raises(CropRejectedError):
         pack(Slow(source, 0.01), tmp_path / "out", config)
     left = sorted(path.name for path in tmp_path.iterdir())
@@ -213,7 +213,7 @@ def test_an_interruption_stops_every_worker_before_the_folder_is_free_for_others
             raise StoppedHereError
 
     with pytest.raises(StoppedHereError):
-        pack(Slow(source, 0.01), tmp_path / "out", PackConfig(shard_rows=20, jobs=2), interrupt)
+        pack(Slow(source, 0.01), tmp_path / "out", PackConfig(name="entire-id", shard_rows=20, jobs=2), interrupt)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     time.sleep(0.5)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -240,7 +240,7 @@ from entire_id.shards.pack import PackConfig, pack
 from builders import Slow
 
 if __name__ == "__main__":
-    config = PackConfig(shard_rows=int(sys.argv[3]), jobs=int(sys.argv[4]))
+    config = PackConfig(name="entire-id", shard_rows=int(sys.argv[3]), jobs=int(sys.argv[4]))
     pack(Slow(Path(sys.argv[1]), float(sys.argv[5])), Path(sys.argv[2]), config)
 """
 

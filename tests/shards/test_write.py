@@ -113,7 +113,8 @@ from entire_id.shards.pack import PackConfig, pack
 from entire_id.sources.layouts import open_source
 
 if __name__ == "__main__":
-    pack(open_source(Path(sys.argv[1])), Path(sys.argv[2]), PackConfig(shard_rows=int(sys.argv[3]), jobs=2))
+    config = PackConfig(name="entire-id", shard_rows=int(sys.argv[3]), jobs=2)
+    pack(open_source(Path(sys.argv[1])), Path(sys.argv[2]), config)
 """
 
 
@@ -591,7 +592,7 @@ def test_a_crop_that_vanishes_before_it_is_read_stops_the_run_and_the_next_goes_
             return super().read(path)
 
     with pytest.raises(SourceChangedError, match=r"00003_c001s0_760493\.jpg': vanished .* same command again"):
-        pack(Fading(source), tmp_path / "out", PackConfig(shard_rows=8))
+        pack(Fading(source), tmp_path / "out", PackConfig(name="entire-id", shard_rows=8))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial", "source"]
     report = go_on(source, tmp_path / "out", shard_rows=8)
     assert report.num_resumed > 0
@@ -675,4 +676,4 @@ def test_decoding_changes_no_byte_of_a_sound_data_set(source: Path, tmp_path: Pa
 
 
 def test_real_crops_all_decode(real_crops: Path, tmp_path: Path) -> None:
-    assert pack(open_source(real_crops), tmp_path / "out", PackConfig(decode=True)).rejected == {}
+    assert pack(open_source(real_crops), tmp_path / "out", PackConfig(name="entire-id", decode=True)).rejected == {}

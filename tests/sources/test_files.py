@@ -152,7 +152,7 @@ def test_a_file_that_went_away_is_named_with_what_to_do(tmp_path, gone):
     with pytest.raises(SourceChangedError, match=f"'{gone}': vanished .* Type the same command again"):
         Folder(tmp_path).read(gone)
     with pytest.raises(FileNotFoundError):
-        Folder(tmp_path).changed_ns(gone)
+        Folder(tmp_path).stamp(gone)
 
 
 @pytest.mark.parametrize("how", ["grow", "shrink", "rewrite", "append-later"])
@@ -208,18 +208,18 @@ def test_whatever_is_done_to_a_file_moves_the_time_of_its_change(tmp_path):
         "replaced by an old file": lambda: (tmp_path / "other").replace(path),
     }
     for name, change in changes.items():
-        before = files.changed_ns("a.jpg")
+        before = files.stamp("a.jpg")[0]
         time.sleep(0.02)  # more than a tick of the file system's clock
         change()
-        assert files.changed_ns("a.jpg") > before, name
+        assert files.stamp("a.jpg")[0] > before, name
 
 
 def test_an_archive_was_changed_when_the_archive_was(tmp_path):
     files = ZipArchive(write_zip(tmp_path / "a.zip", {"a.jpg": b"x"}))
-    before = files.changed_ns("a.jpg")
+    before = files.stamp("a.jpg")[0]
     time.sleep(0.02)
     write_zip(tmp_path / "a.zip", {"a.jpg": b"y"})
-    assert files.changed_ns("a.jpg") > before
+    assert files.stamp("a.jpg")[0] > before
 
 
 @pytest.mark.parametrize(
