@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format test-datasets3 test-pythons
+.PHONY: help setup demo test check format test-datasets3 test-pythons bench-pack
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -38,3 +38,11 @@ test-datasets3: $(STAMP) ## Load packed folders with datasets 3.6.0, in an envir
 
 test-pythons: $(STAMP) ## Run the tests that need no torch under other Pythons, where these are installed
 	$(BIN)/python tests/pythons/run.py
+
+.venv-rivals/.installed:
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/rivals.txt
+	touch $@
+
+bench-pack: $(STAMP) .venv-rivals/.installed ## Pack 200,000 crops beside other systems; needs 7 GB in WORK (default: build/)
+	$(BIN)/python benchmarks/pack.py $(or $(WORK),build)/bench-pack

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from entire_id.loading.embed import embed, read_features
     from entire_id.loading.hf import load
     from entire_id.loading.reader import CropReader
+    from entire_id.shards.diff import diff_versions
     from entire_id.shards.manifest import Manifest, read_manifest
     from entire_id.shards.pack import PackConfig, pack
     from entire_id.shards.verify import verify
@@ -26,6 +27,7 @@ __all__ = [
     "PackConfig",
     "Scores",
     "__version__",
+    "diff_versions",
     "embed",
     "evaluate",
     "load",
@@ -44,6 +46,7 @@ _HOMES = {
     "loading.embed": ["embed", "read_features"],
     "loading.hf": ["load"],
     "loading.reader": ["CropReader"],
+    "shards.diff": ["diff_versions"],
     "shards.manifest": ["Manifest", "read_manifest"],
     "shards.pack": ["PackConfig", "pack"],
     "shards.verify": ["verify"],

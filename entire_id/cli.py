@@ -276,14 +276,19 @@ def _print_totals(manifest: Manifest) -> None:
 
 
 @app.command()
-def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
+def verify(
+    folder: FolderArgument,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes, digests and labels only.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image, too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Check every file, row and image of a packed data set. Exit 3 if anything is wrong."""
     from dataclasses import asdict
 
     from entire_id.shards.verify import verify as verify_folder
 
     with _progress() as progress:
-        report = verify_folder(folder, progress)
+        report = verify_folder(folder, progress, quick=quick, decode=decode)
     if as_json:
         _print_json(asdict(report))
     elif report.problems:
@@ -299,6 +304,31 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
     if report.problems:
         raise typer.Exit(EXIT_PROBLEMS)
     _say(f"next: entire-id embed {_quote(folder)}")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="A packed data set.")],
+    new: Annotated[Path, typer.Argument(help="Another version of it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what changed from one version to another: shards, people, crops, bytes to upload."""
+    from dataclasses import asdict
+
+    from entire_id.shards.diff import diff_versions
+
+    found = diff_versions(old, new)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    names = ("shards_kept", "shards_changed", "shards_added", "shards_removed", "people_added", "people_removed")
+    rows = [(name.replace("_", " "), getattr(found, name)) for name in (*names, "upload_bytes")]
+    _print_table([f"{found.old_version} → {found.new_version}", ""], rows)
+    if found.splits:
+        changes = [(split, one.added, one.removed, one.changed) for split, one in found.splits.items()]
+        _print_table(["split", "crops added", "removed", "changed"], changes)
+    if {"query", "gallery"} & found.splits.keys():
+        _say("query or gallery changed: scores of the two versions are not comparable")
 
 
 @app.command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,10 @@ import pytest
 from builders import CAMERAS, crop_names, pack_folder, write_crops
 
 collect_ignore = ["datasets3", "pythons"]  # programs of their own environments
+
+# Started in the background a process ignores Ctrl-C, and so would those that it starts: the tests send it.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_CROPS = Path(__file__).parents[2] / "shared" / "real" / "crops"
 

@@ -369,7 +369,7 @@ def test_when_the_first_process_is_killed_its_workers_end_too(source: Path, tmp_
     assert run.family() == []
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(2))
 def test_workers_of_a_killed_run_do_not_write_into_that_of_the_next(
     source: Path, reference: tuple, tmp_path: Path, runs: list[Run], number: int
 ) -> None:

@@ -787,3 +787,23 @@ def test_the_command_exits_with_1_where_there_is_no_data_set(tmp_path: Path) -> 
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_quick_finds_what_digests_tell_and_does_not_look_into_shards(packed_any: Path) -> None:
+    assert verify(packed_any, quick=True) == verify(packed_any)
+    shard = packed_any / read_manifest(packed_any).shards[0].path
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert [problem.kind for problem in verify(packed_any, quick=True).problems] == [Kind.SHA256]
+
+
+def test_decode_finds_an_image_that_does_not_decode(tmp_path: Path) -> None:
+    source = write_crops(tmp_path / "crops", crop_names(people=1))
+    data = image_bytes(1)
+    scan = data.index(b"\xff\xda") + 14
+    (source / "query" / "00000_c021s0_760487.jpg").write_bytes(data[:scan] + b"\xff\xd9")
+    packed = pack_folder(source, tmp_path / "entire-id")
+    assert not verify(packed).problems
+    (problem,) = verify(packed, decode=True).problems
+    assert (problem.kind, problem.where) == (Kind.IMAGE, "query/00000_c021s0_760487")
