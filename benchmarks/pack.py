@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from trees import make_tree
 
 HERE = Path(__file__).parent
 RIVALS = HERE.parent / ".venv-rivals" / "bin" / "python"
-RIVAL_SYSTEMS = ("mds", "webdataset", "datasets", "lance")
+RIVAL_SYSTEMS = ("webdataset", "datasets", "lance")
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,13 @@ class Run:
 
 
 def measure(command: list[str], folder: Path) -> Run:
-    """Run a command to its end and return what it cost, its children included."""
+    """Run a command to its end and return what it cost, its descendants included."""
     os.sync()
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall_s = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{command}: {errors.decode()[-2000:]}")
-    return Run(usage.ru_utime, usage.ru_utime + usage.ru_stime, wall_s, usage.ru_maxrss / 1024)
+    launcher = [sys.executable, "-S", str(HERE / "cost.py")]
+    done = subprocess.run([*launcher, *command], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command}: {done.stderr[-2000:]}")
+    return Run(**json.loads(done.stdout))
 
 
 def digest_sum(images) -> int:
@@ -67,15 +64,13 @@ def our_images(out: Path):
 
 def commands(source: Path, out: Path) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "entire_id", "pack", str(source), str(out)]
-    systems = {
+    systems: dict[str, list[str]] = {
         "tar": ["tar", "cf", str(out), "-C", str(source), "."],
         "entire-id, 1 job": ours,
         "entire-id, 2 jobs": [*ours, "--jobs", "2"],
     }
     for system in RIVAL_SYSTEMS if RIVALS.exists() else ():
-        if subprocess.run(
-            [RIVALS, "-c", f"import {'streaming' if system == 'mds' else system}"], capture_output=True
-        ).returncode:
+        if subprocess.run([RIVALS, "-c", f"import {system}"], capture_output=True).returncode:
             print(f"{system}: not installed, left out")
             continue
         systems[system] = [str(RIVALS), str(HERE / "rivals_pack.py"), system, str(source), str(out)]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -28,15 +27,6 @@ def webdataset(source: str, out: str) -> None:
     with wds.ShardWriter(f"{out}/%05d.tar", maxcount=22_500, maxsize=1e12, verbose=0) as writer:
         for key, pid, camid, data in crops(source):
             writer.write({"__key__": key, "jpg": data, "json": {"pid": pid, "camid": camid}})
-
-
-def mds(source: str, out: str) -> None:
-    from streaming import MDSWriter
-
-    columns = {"key": "str", "pid": "int32", "camid": "int32", "image": "bytes"}
-    with MDSWriter(out=out, columns=columns, size_limit=180 << 20) as writer:
-        for key, pid, camid, data in crops(source):
-            writer.write({"key": key, "pid": pid, "camid": camid, "image": data})
 
 
 def datasets(source: str, out: str) -> None:
@@ -83,14 +73,6 @@ def images(system: str, out: str) -> Iterator[bytes]:
                 for member in archive:
                     if member.name.endswith(".jpg"):
                         yield archive.extractfile(member).read()
-    elif system == "mds":
-        from streaming.base.format.mds import MDSReader
-
-        index = json.loads((Path(out) / "index.json").read_text())
-        for shard in index["shards"]:
-            reader = MDSReader.from_json(out, None, shard)
-            for row in range(reader.size):
-                yield reader[row]["image"]
     elif system == "datasets":
         import pyarrow.parquet as pq
 

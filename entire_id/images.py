@@ -76,8 +76,9 @@ def _jpeg_size(data: bytes) -> ImageSize | Unusable:
             position += 2
         else:
             if marker in _FRAME_MARKERS:  # T.81 B.2.2: marker, length (2), precision (1), height (2), width (2)
-                size = ImageSize(_uint16(data, position + 7), _uint16(data, position + 5))
-            position += 2 + _uint16(data, position + 2)
+                height = data[position + 5] << 8 | data[position + 6]
+                size = ImageSize(data[position + 7] << 8 | data[position + 8], height)
+            position += 2 + (data[position + 2] << 8 | data[position + 3])
     else:
         return Unusable(Reason.TRUNCATED, "ends within the JPEG header")
     if size is None or not size.width or not size.height:
@@ -86,10 +87,6 @@ def _jpeg_size(data: bytes) -> ImageSize | Unusable:
     if not data.endswith(_JPEG_END) and data.rfind(_JPEG_END) < position:
         return Unusable(Reason.TRUNCATED, "no end-of-image marker")
     return size
-
-
-def _uint16(data: bytes, position: int) -> int:
-    return data[position] << 8 | data[position + 1]
 
 
 def _png_size(data: bytes) -> ImageSize | Unusable:

@@ -45,8 +45,17 @@ UNFINISHED = ".partial"
 _NAME_READERS = {"parquet": parquet.read_names, "webdataset": tar.read_names}
 _WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
 _MAX_GROUP_BYTES = 1 << 30  # an Arrow binary array ends at 2 GiB
+_WINDOW_BYTES = 16 << 20
 _CLOCK_STEP_NS = 100_000_000  # file systems stamp times a little behind the clock
 _LABEL_FIELDS = [field for field in arrow_schema(shard_columns()) if field.name != "image"]
+
+
+# The codes of dictionary columns depend on the order in which a source lists its files; their texts do not.
+_PLAIN_TYPES = dict.fromkeys(("folder", "split", "continent"), pa.string())
+
+
+def _fields(table: pa.Table) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in table.schema]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +109,12 @@ class ShardTask:
 
     def digest(self) -> str:
         """Return a digest of everything that the shard's bytes depend on but the images."""
-        state = hashlib.sha256()
         facts = (self.path, self.group_stops, self.decode, version("entire-id"), pa.__version__, self.previous)
-        state.update(repr(facts).encode())
-        for sample in samples_of(self.rows):
-            state.update(repr(tuple(sample)).encode())
-        return state.hexdigest()
+        rows = self.rows.cast(pa.schema([(name, _PLAIN_TYPES.get(name, kind)) for name, kind in _fields(self.rows)]))
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows.combine_chunks())
+        return hashlib.sha256(repr(facts).encode() + sink.getvalue()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +174,8 @@ class _Stamps(NamedTuple):
 def _stamps(task: ShardTask) -> _Stamps | None:
     """Return the stamps of a shard's crops before they are read; None if one is gone."""
     try:
-        stamps = [task.source.stamp(sample.path) for sample in samples_of(task.rows)]
+        folders, names = (task.rows[name].to_pylist() for name in ("folder", "name"))
+        stamps = [task.source.stamp(folder + name) for folder, name in zip(folders, names, strict=True)]
     except OSError:
         return None
     return _Stamps(max(stamp[0] for stamp in stamps), hashlib.sha256(repr(stamps).encode()).hexdigest())
@@ -404,11 +414,19 @@ def _check_written(path: Path, spans: Spans, digests: list[str]) -> str:
         ManifestError: the bytes there are not those that were packed.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        state, done = hashlib.sha256(), 0
         data = memoryview(mapped)
         try:
             for offset, length, digest in zip(spans.offset.tolist(), spans.length.tolist(), digests, strict=True):
-                if xxhash.xxh3_64_hexdigest(data[offset : offset + length]) != digest:
-                    raise ManifestError(path, f"bytes {offset}..{offset + length} are not the image packed there")
-            return hashlib.sha256(data).hexdigest()
+                stop = offset + length
+                if xxhash.xxh3_64_hexdigest(data[offset:stop]) != digest:
+                    raise ManifestError(path, f"bytes {offset}..{stop} are not the image packed there")
+                if stop - done > _WINDOW_BYTES:
+                    state.update(data[done:stop])
+                    # Mapped pages count as this process's memory until they are given back.
+                    mapped.madvise(mmap.MADV_DONTNEED, 0, stop // mmap.PAGESIZE * mmap.PAGESIZE)
+                    done = stop
+            state.update(data[done:])
+            return state.hexdigest()
         finally:
             data.release()

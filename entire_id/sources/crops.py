@@ -15,7 +15,7 @@ from entire_id.sources.files import Files, open_files
 __all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-_LIMITS = (
+_LIMITS = (  # of Sample's fields from pid to frame
     ("pid", JUNK_PID, 2**31 - 1),
     ("camid", 0, 2**31 - 1),
     ("seq", NO_NUMBER, 2**31 - 1),
@@ -57,8 +57,7 @@ def build_sample(sample: Sample, continents: Mapping[int, str | None], named: st
         continents: camid → slug, None where `cameras.csv` gives one that cannot name a config.
         named: the continent that a table names for this crop; `""` leaves it to the camera.
     """
-    for name, low, high in _LIMITS:
-        value = getattr(sample, name)
+    for value, (name, low, high) in zip(sample[3:7], _LIMITS, strict=True):
         if not low <= value <= high:
             return Rejected(sample.path, Reason.NUMBER, f"{name} {value} is not in {low}..{high}")
     continent = continent_slug(named) if named else continents.get(sample.camid, UNKNOWN_CONTINENT)
