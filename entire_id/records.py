@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
 __all__ = [
+    "CAMERAS_FILE",
     "JUNK_PID",
     "NO_NUMBER",
     "PART_OF_SPLIT",
@@ -41,6 +42,9 @@ NO_NUMBER = -1
 """`seq` and `frame` of sources that have none."""
 
 UNKNOWN_CONTINENT = "unknown"
+
+CAMERAS_FILE = "cameras.csv"
+"""Where the owner describes the cameras: beside the raw crops, and in a packed data set."""
 
 
 class Person(NamedTuple):

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from entire_id.errors import DatasetNotFoundError, ManifestError
-from entire_id.records import SPLITS, is_safe_path
+from entire_id.records import CAMERAS_FILE, SPLITS, is_safe_path
 from entire_id.schema import is_continent
 
 __all__ = [
-    "CAMERAS_FILE",
     "FORMATS",
     "MANIFEST_FILE",
     "README_FILE",
@@ -31,7 +30,6 @@ __all__ = [
     "read_manifest",
 ]
 
-CAMERAS_FILE = "cameras.csv"
 MANIFEST_FILE = "manifest.json"
 README_FILE = "README.md"
 SCHEMA_VERSION = 1

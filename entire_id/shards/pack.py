@@ -22,6 +22,7 @@ from entire_id.errors import (
     WriteFailedError,
 )
 from entire_id.records import (
+    CAMERAS_FILE,
     JUNK_PID,
     UNKNOWN_CONTINENT,
     Camera,
@@ -34,7 +35,6 @@ from entire_id.shards.configs import render_readme
 from entire_id.shards.engine import run_tasks
 from entire_id.shards.listing import Listing, RejectedLog, list_crops
 from entire_id.shards.manifest import (
-    CAMERAS_FILE,
     FORMATS,
     MANIFEST_FILE,
     README_FILE,
@@ -45,7 +45,7 @@ from entire_id.shards.manifest import (
     read_manifest,
 )
 from entire_id.shards.plan import Placement, PlannedShard, keyed_hash, plan_shards
-from entire_id.shards.write import UNFINISHED, PreviousShard, ShardDone, ShardTask
+from entire_id.shards.write import UNFINISHED, PreviousShard, ShardDone, ShardTask, write_shard
 from entire_id.staging import beside, new_folder, sync
 
 __all__ = ["PackConfig", "PackReport", "pack"]
@@ -155,7 +155,7 @@ def pack(
             placements = None if previous is None else _placements(config.previous, previous, config.seed)
             planned = plan_shards(listing.rows, config.shard_rows, config.seed, placements)
             tasks = _tasks(planned, listing, source, tree, config, previous)
-            with closing(run_tasks(tasks, config.jobs)) as shards:
+            with closing(run_tasks(write_shard, tasks, config.jobs)) as shards:
                 done = _collect(shards, len(listing.table), log, progress)
             rejected_csv = log.publish()
             if not any(shard.files for shard in done):

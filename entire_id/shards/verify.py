@@ -21,12 +21,11 @@ import xxhash
 
 from entire_id.errors import ManifestError
 from entire_id.images import ImageSize, decoding_error, image_size
-from entire_id.records import PART_OF_SPLIT, Person, Progress, no_progress
+from entire_id.records import CAMERAS_FILE, PART_OF_SPLIT, Person, Progress, no_progress
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
 from entire_id.shards.configs import loading_rules, render_readme
 from entire_id.shards.manifest import (
-    CAMERAS_FILE,
     MANIFEST_FILE,
     README_FILE,
     FileEntry,

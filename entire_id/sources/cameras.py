@@ -12,9 +12,7 @@ from entire_id.errors import CamerasFileError, SourceError
 from entire_id.records import UNKNOWN_CONTINENT, Camera
 from entire_id.schema import is_continent
 
-__all__ = ["CAMERAS_FILE", "continent_slug", "parse_cameras", "read_cameras"]
-
-CAMERAS_FILE = "cameras.csv"
+__all__ = ["continent_slug", "parse_cameras", "read_cameras"]
 
 
 def continent_slug(name: str) -> str | None:

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from entire_id.errors import LayoutNotFoundError, SourceError
-from entire_id.records import JUNK_PID, NO_NUMBER, UNKNOWN_CONTINENT, Camera, Reason, Rejected, Sample, split_suffix
-from entire_id.sources.cameras import CAMERAS_FILE, continent_slug, parse_cameras, read_cameras
+from entire_id.records import (
+    CAMERAS_FILE,
+    JUNK_PID,
+    NO_NUMBER,
+    UNKNOWN_CONTINENT,
+    Camera,
+    Reason,
+    Rejected,
+    Sample,
+    split_suffix,
+)
+from entire_id.sources.cameras import continent_slug, parse_cameras, read_cameras
 from entire_id.sources.files import Files, open_files
 
 __all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]

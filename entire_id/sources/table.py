@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entire_id.errors import SourceError, TableError
-from entire_id.records import NO_NUMBER, SPLITS, Camera, Reason, Rejected, Sample
-from entire_id.sources.cameras import CAMERAS_FILE, read_cameras
+from entire_id.records import CAMERAS_FILE, NO_NUMBER, SPLITS, Camera, Reason, Rejected, Sample
+from entire_id.sources.cameras import read_cameras
 from entire_id.sources.crops import NameParts, build_sample
 from entire_id.sources.files import Folder
 

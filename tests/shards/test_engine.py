@@ -20,7 +20,7 @@ from entire_id.shards.engine import run_tasks
 from entire_id.shards.listing import RejectedLog, list_crops
 from entire_id.shards.pack import PackConfig, pack
 from entire_id.shards.plan import plan_shards
-from entire_id.shards.write import ShardTask
+from entire_id.shards.write import ShardTask, write_shard
 from entire_id.sources.layouts import open_source
 
 from builders import Slow, go_on, many_crops, pack_folder, rejected_rows, settle, stop_pack, tree
@@ -105,7 +105,7 @@ def test_shards_come_in_the_order_of_their_tasks_and_few_tasks_are_taken_ahead(
             taken += 1
             yield task
 
-    for number, done in enumerate(run_tasks(one_by_one(), jobs)):
+    for number, done in enumerate(run_tasks(write_shard, one_by_one(), jobs)):
         assert done.shard.path == todo[number].path
         assert number + 1 <= taken <= number + 2 * jobs + 1, "a task holds its rows: not all may be in memory"
     assert number + 1 == len(todo) == taken
@@ -173,7 +173,7 @@ def test_a_worker_that_is_killed_before_all_tasks_are_handed_over_is_named_too(
             yield task
 
     with pytest.raises(WorkerDiedError):
-        list(run_tasks(deadly(), 2))
+        list(run_tasks(write_shard, deadly(), 2))
     assert children() == set()
 
 
