@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,9 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN_MARKER = 0xDA
 # … and TEM (01) and RST0-RST7 (D0-D7) stand alone, without a length.
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
+# T.81 B.1.1.4: FF, marker, length (2); B.2.2: in a frame, precision (1), height (2) and width (2) follow.
+_SEGMENT = struct.Struct(">BBH").unpack_from
+_FRAME_SIZE = struct.Struct(">5xHH").unpack_from
 
 
 class ImageSize(NamedTuple):
@@ -63,11 +67,12 @@ def image_size(data: bytes) -> ImageSize | Unusable:
 
 def _jpeg_size(data: bytes) -> ImageSize | Unusable:
     size: ImageSize | None = None
+    is_ended = data.endswith(_JPEG_END)
     position, stop = 2, len(data) - 8
     while position < stop:
-        if data[position] != 0xFF:
+        start, marker, length = _SEGMENT(data, position)
+        if start != 0xFF:
             return Unusable(Reason.CORRUPT, f"no JPEG marker at byte {position}")
-        marker = data[position + 1]
         if marker == _SCAN_MARKER:
             break
         if marker == 0xFF:  # fill byte
@@ -75,16 +80,15 @@ def _jpeg_size(data: bytes) -> ImageSize | Unusable:
         elif marker in _BARE_MARKERS:
             position += 2
         else:
-            if marker in _FRAME_MARKERS:  # T.81 B.2.2: marker, length (2), precision (1), height (2), width (2)
-                height = data[position + 5] << 8 | data[position + 6]
-                size = ImageSize(data[position + 7] << 8 | data[position + 8], height)
-            position += 2 + (data[position + 2] << 8 | data[position + 3])
+            if marker in _FRAME_MARKERS:
+                size = ImageSize(*_FRAME_SIZE(data, position)[::-1])
+            position += 2 + length
     else:
         return Unusable(Reason.TRUNCATED, "ends within the JPEG header")
     if size is None or not size.width or not size.height:
         return Unusable(Reason.CORRUPT, "no size in the JPEG header")
     # Entropy-coded bytes never hold FF D9 (T.81 B.1.1.5): an end marker behind the first scan is the picture's own.
-    if not data.endswith(_JPEG_END) and data.rfind(_JPEG_END) < position:
+    if not is_ended and data.rfind(_JPEG_END) < position:
         return Unusable(Reason.TRUNCATED, "no end-of-image marker")
     return size
 

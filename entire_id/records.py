@@ -18,6 +18,7 @@ __all__ = [
     "Camera",
     "Person",
     "Progress",
+    "RawFile",
     "Reason",
     "Rejected",
     "Sample",
@@ -121,6 +122,13 @@ class Rejected:
     detail: str = ""
 
 
+class RawFile(NamedTuple):
+    """The bytes of one file, and its `Source.stamp` when they were read."""
+
+    data: bytes
+    stamp: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Camera:
     """One line of `cameras.csv`.
@@ -150,8 +158,8 @@ class Source(Protocol):
     def samples(self) -> Iterator[Sample | Rejected]:
         """Every file once, in any order."""
 
-    def read(self, path: str) -> bytes:
-        """The bytes of one file.
+    def read(self, path: str) -> RawFile:
+        """One file.
 
         Raises:
             OSError: it cannot be read; EFBIG where no crop is as large.
@@ -183,7 +191,7 @@ def split_suffix(name: str) -> tuple[str, str]:
     (('a.b/c.d', '.jpg'), ('a.b/c', ''), ('.jpg', ''))
     """
     stem, dot, suffix = name.rpartition(".")
-    if not dot or not suffix or "/" in suffix or not stem or stem.endswith("/"):
+    if not stem or not suffix or "/" in suffix or stem.endswith("/"):
         return name, ""
     return stem, dot + suffix
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from entire_id.records import Rejected, Sample
+from entire_id.records import RawFile, Rejected, Sample
 from entire_id.shards.pack import PackConfig, PackReport, pack
 from entire_id.sources.layouts import open_source
 from entire_id.staging import beside
@@ -89,7 +89,7 @@ class Wrapped:
     def samples(self) -> Iterator[Sample | Rejected]:
         return self._source.samples()
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str) -> RawFile:
         return self._source.read(path)
 
     def stamp(self, path: str) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ class Slow(Wrapped):
         super().__init__(path)
         self._wait_s = wait_s
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str) -> RawFile:
         time.sleep(self._wait_s)
         return super().read(path)
 

@@ -18,6 +18,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from builders import CAMERAS, crop_names, pack_folder, write_crops
 
@@ -26,6 +27,10 @@ collect_ignore = ["datasets3", "pythons"]  # programs of their own environments
 # Started in the background a process ignores Ctrl-C, and so would those that it starts: the tests send it.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A loaded machine is no failure of the code.
+settings.register_profile("entire-id", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("entire-id")
 
 REAL_CROPS = Path(__file__).parents[2] / "shared" / "real" / "crops"
 

@@ -24,7 +24,7 @@ __all__ = ["Listing", "RejectedLog", "list_crops", "samples_of"]
 
 _HEADER = ("path", "reason", "detail")
 _MAX_SORTED_ROWS = 200_000
-_BATCH_ROWS = 1 << 16
+_BATCH_ROWS = 1 << 13
 _SCHEMA = pa.schema(  # the fields of Sample
     [
         ("folder", pa.dictionary(pa.int16(), pa.string())),

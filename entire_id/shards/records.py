@@ -31,8 +31,11 @@ class Crops:
 
     def image_column(self) -> pa.StructArray:
         """The images as the `image` column: struct<bytes, path>."""
-        arrays = [pa.array(self.images, pa.binary()), pa.array(self.names, pa.string())]
-        return pa.StructArray.from_arrays(arrays, ["bytes", "path"])
+        offsets = np.zeros(len(self) + 1, np.int32)
+        np.cumsum([len(image) for image in self.images], out=offsets[1:])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(self.images))]  # much faster than pa.array
+        images = pa.BinaryArray.from_buffers(pa.binary(), len(self), buffers)
+        return pa.StructArray.from_arrays([images, pa.array(self.names, pa.string())], ["bytes", "path"])
 
     @property
     def num_bytes(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import zip_longest
+from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,9 @@ import xxhash
 
 from entire_id.errors import ManifestError, WriteFailedError
 from entire_id.images import Unusable, decoding_error, image_size
-from entire_id.records import Reason, Rejected, Sample, Source
+from entire_id.records import Reason, Rejected, Source, sample_key
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
-from entire_id.shards.listing import samples_of
 from entire_id.shards.manifest import FORMATS, FileEntry, Shard, file_digest
 from entire_id.shards.parquet import ParquetShard, write_meta
 from entire_id.shards.records import Crops, ShardWriter, Spans
@@ -48,6 +47,8 @@ _MAX_GROUP_BYTES = 1 << 30  # an Arrow binary array ends at 2 GiB
 _WINDOW_BYTES = 16 << 20
 _CLOCK_STEP_NS = 100_000_000  # file systems stamp times a little behind the clock
 _LABEL_FIELDS = [field for field in arrow_schema(shard_columns()) if field.name != "image"]
+_LABEL_SCHEMA = pa.schema(_LABEL_FIELDS)
+_LABELS = [field.name for field in _LABEL_FIELDS]
 
 
 # The codes of dictionary columns depend on the order in which a source lists its files; their texts do not.
@@ -144,13 +145,17 @@ def write_shard(task: ShardTask) -> ShardDone:
         WriteFailedError: the disk is full, or refuses.
         ManifestError: what was written reads back differently.
     """
-    digest, started_ns, stamps = task.digest(), time.time_ns(), _stamps(task)
-    done = _recall(task, digest, stamps)
+    digest = task.digest()
+    done = _recall(task, digest)
     if done is not None:
         return replace(done, resumed=True)
+    started_ns, stamps = time.time_ns(), _Stamps()
     try:
-        done = _keep(task) or _write(task)
-        if stamps and stamps.newest_ns < started_ns - _CLOCK_STEP_NS:
+        done = _keep(task, stamps)
+        if done is None:
+            stamps = _Stamps()  # the crops are read anew
+            done = _write(task, stamps)
+        if stamps.newest_ns < started_ns - _CLOCK_STEP_NS:
             _remember(task, digest, stamps, done)
     except OSError as error:
         raise WriteFailedError(task.tree / task.path, error.strerror or str(error)) from error
@@ -164,40 +169,48 @@ def _note(task: ShardTask) -> Path:
     return task.notes / f"{task.stem.replace('/', '-')}.json"
 
 
-class _Stamps(NamedTuple):
-    """What tells whether the crops of a shard have changed: when the newest did, and a digest of all."""
+class _Stamps:
+    """What tells whether the crops of a shard have changed: when the newest did, and a digest of all in their order."""
 
-    newest_ns: int
-    digest: str
+    def __init__(self) -> None:
+        self.newest_ns = 0
+        self._state = hashlib.sha256()
+
+    def add(self, stamps: list[tuple[int, ...]]) -> None:
+        """Note the stamps of the next crops."""
+        self.newest_ns = max(self.newest_ns, *(stamp[0] for stamp in stamps))
+        self._state.update(repr(stamps).encode())
+
+    def digest(self) -> str:
+        """Return the digest of the stamps that were noted."""
+        return self._state.hexdigest()
 
 
-def _stamps(task: ShardTask) -> _Stamps | None:
-    """Return the stamps of a shard's crops before they are read; None if one is gone."""
-    try:
-        folders, names = (task.rows[name].to_pylist() for name in ("folder", "name"))
-        stamps = [task.source.stamp(folder + name) for folder, name in zip(folders, names, strict=True)]
-    except OSError:
-        return None
-    return _Stamps(max(stamp[0] for stamp in stamps), hashlib.sha256(repr(stamps).encode()).hexdigest())
+def _stamps_now(task: ShardTask) -> _Stamps:
+    """Return the stamps of a shard's crops, unread. Raises OSError where one is gone."""
+    stamps = _Stamps()
+    for rows in _groups(task):
+        stamps.add([task.source.stamp(path) for path in _paths(rows)])
+    return stamps
 
 
 def _remember(task: ShardTask, digest: str, stamps: _Stamps, done: ShardDone) -> None:
     """Write down that the shard is done; from here on it is a fact on disk."""
     note = _note(task)
-    text = json.dumps({"digest": digest, "stamps": stamps.digest, "done": asdict(done)})
+    text = json.dumps({"digest": digest, "stamps": stamps.digest(), "done": asdict(done)})
     partial = note.with_name(f"{note.name}.{os.getpid()}{UNFINISHED}")
     partial.write_text(text, encoding="utf-8")
     sync(partial)
     partial.replace(note)
 
 
-def _recall(task: ShardTask, digest: str, stamps: _Stamps | None) -> ShardDone | None:
+def _recall(task: ShardTask, digest: str) -> ShardDone | None:
     """Return the shard if an earlier run finished it and nothing it depends on has changed since."""
     try:
         note = json.loads(_note(task).read_bytes())
         done = _done_from_json(note["done"])
         files_stand = all((task.tree / file.path).stat().st_size == file.bytes for file in done.files)
-        is_same = stamps is not None and (note["digest"], note["stamps"]) == (digest, stamps.digest)
+        is_same = note["digest"] == digest and note["stamps"] == _stamps_now(task).digest()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return done if files_stand and is_same else None
@@ -209,25 +222,30 @@ def _done_from_json(fields: dict[str, Any]) -> ShardDone:
     return ShardDone(shard, tuple(FileEntry(**entry) for entry in fields["files"]), rejected, fields["kept"])
 
 
-def _keep(task: ShardTask) -> ShardDone | None:
+def _keep(task: ShardTask, stamps: _Stamps) -> ShardDone | None:
     """Return the previous version's shard, linked here, if it holds just the crops that are to be written."""
     if task.previous is None:
         return None
     try:
-        return _keep_if_same(task, task.previous)
+        return _keep_if_same(task, task.previous, stamps)
     except (OSError, pa.ArrowException):  # it is damaged: the shard is written anew
         return None
 
 
-def _keep_if_same(task: ShardTask, previous: PreviousShard) -> ShardDone | None:
+def _keep_if_same(task: ShardTask, previous: PreviousShard, stamps: _Stamps) -> ShardDone | None:
     paths = [previous.folder / entry.path for entry in previous.files]
     if [file_digest(path) for path in paths] != [entry.sha256 for entry in previous.files]:
         return None
-    meta = pq.read_table(paths[1], columns=list(_KEPT_LABELS), partitioning=None)
-    old = zip(_NAME_READERS[task.format](paths[0]), *(meta[name].to_pylist() for name in _KEPT_LABELS), strict=True)
+    labels = pq.read_table(paths[1], columns=_LABELS, partitioning=None)
+    names = _NAME_READERS[task.format](paths[0])
     rejected: list[Rejected] = []
-    images = (image for rows in _groups(task) for image in _read_images(rows, task, rejected))
-    if not all(_kept_labels(image) == row for image, row in zip_longest(images, old)):
+    start = 0
+    for crops in _read_crops(task, rejected, stamps):
+        stop = start + len(crops)
+        if not (crops.names == names[start:stop] and crops.labels.equals(labels[start:stop])):
+            return None
+        start = stop
+    if start != len(names):
         return None
     for entry, path in zip(previous.files, paths, strict=True):
         temporary = task.temporary(entry.path)
@@ -239,44 +257,20 @@ def _keep_if_same(task: ShardTask, previous: PreviousShard) -> ShardDone | None:
     return ShardDone(previous.shard, previous.files, tuple(rejected), kept=True)
 
 
-_KEPT_LABELS = ("key", "pid", "camid", "continent", "seq", "frame", "xxh3")
-
-
-def _file_name(sample: Sample) -> str:
-    return sample.name.rpartition("/")[2]
-
-
-def _kept_labels(image: _Image | None) -> tuple[object, ...] | None:
-    if image is None:
-        return None
-    sample = image.sample
-    return (
-        _file_name(sample),
-        sample.key,
-        sample.pid,
-        sample.camid,
-        sample.continent,
-        sample.seq,
-        sample.frame,
-        image.xxh3,
-    )
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(task: ShardTask) -> ShardDone:
+def _write(task: ShardTask, stamps: _Stamps) -> ShardDone:
     temporary = task.temporary(task.path)
     writer = _WRITERS[task.format](temporary)
     labels, group_rows, num_bytes = [], [], 0
     rejected: list[Rejected] = []
     try:
-        for rows in _groups(task):
-            for crops in _split_huge(_read_images(rows, task, rejected)):
-                writer.write(crops)
-                labels.append(crops.labels)
-                group_rows.append(len(crops))
-                num_bytes += crops.num_bytes
+        for crops in _read_crops(task, rejected, stamps):
+            writer.write(crops)
+            labels.append(crops.labels)
+            group_rows.append(len(crops))
+            num_bytes += crops.num_bytes
         spans = writer.close()
     except BaseException:
         with suppress(OSError):  # the disk may be full
@@ -328,9 +322,9 @@ def _describe(task: ShardTask, meta: pa.Table, num_bytes: int) -> Shard:
 
 
 class _Image(NamedTuple):
-    """One crop that was read."""
+    """What is noted of a crop that was read; `row` is its place in the row group."""
 
-    sample: Sample
+    row: int
     data: bytes
     width: int
     height: int
@@ -344,61 +338,75 @@ def _groups(task: ShardTask) -> Iterator[pa.Table]:
         start = stop
 
 
-def _read_images(rows: pa.Table, task: ShardTask, rejected: list[Rejected]) -> Iterator[_Image]:
-    """Yield the usable images of `rows`; the others go to `rejected`."""
-    for sample in samples_of(rows):
-        image = _read_image(sample, task.source, decode=task.decode)
-        if isinstance(image, Rejected):
-            rejected.append(image)
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    texts: list[str] = column.cast(pa.string()).to_pylist()
+    return texts
+
+
+def _paths(rows: pa.Table) -> list[str]:
+    """Return where the source finds the crops; see `Sample.path`."""
+    return list(map(add, _texts(rows["folder"]), _texts(rows["name"])))
+
+
+def _read_crops(task: ShardTask, rejected: list[Rejected], stamps: _Stamps) -> Iterator[Crops]:
+    """Yield the usable crops of each row group; the others go to `rejected`.
+
+    A group comes in parts where it is too many bytes for one Arrow array.
+    """
+    for rows in _groups(task):
+        part: list[_Image] = []
+        num_bytes = 0
+        for image in _read_images(rows, task, rejected, stamps):
+            if num_bytes + len(image.data) > _MAX_GROUP_BYTES:
+                yield _crops(rows, part)
+                part, num_bytes = [], 0
+            part.append(image)
+            num_bytes += len(image.data)
+        if part:
+            yield _crops(rows, part)
+
+
+def _read_images(rows: pa.Table, task: ShardTask, rejected: list[Rejected], stamps: _Stamps) -> Iterator[_Image]:
+    seen = []
+    for row, path in enumerate(_paths(rows)):
+        try:
+            data, stamp = task.source.read(path)
+        except OSError as error:
+            reason = Reason.TOO_LARGE if error.errno == errno.EFBIG else Reason.UNREADABLE
+            rejected.append(Rejected(path, reason, error.strerror or str(error)))
+            with suppress(OSError):  # gone by now: the shard will not be remembered as it is
+                seen.append(task.source.stamp(path))
+            continue
+        seen.append(stamp)
+        size = image_size(data)
+        if isinstance(size, Unusable):
+            rejected.append(Rejected(path, size.reason, size.detail))
+        elif task.decode and (why := decoding_error(data, size)):
+            rejected.append(Rejected(path, Reason.CORRUPT, why))
         else:
-            yield image
+            yield _Image(row, data, size.width, size.height, xxhash.xxh3_64_hexdigest(data))
+    stamps.add(seen)
 
 
-def _read_image(sample: Sample, source: Source, *, decode: bool) -> _Image | Rejected:
-    try:
-        data = source.read(sample.path)
-    except OSError as error:
-        reason = Reason.TOO_LARGE if error.errno == errno.EFBIG else Reason.UNREADABLE
-        return Rejected(sample.path, reason, error.strerror or str(error))
-    size = image_size(data)
-    if isinstance(size, Unusable):
-        return Rejected(sample.path, size.reason, size.detail)
-    if decode and (why := decoding_error(data, size)):
-        return Rejected(sample.path, Reason.CORRUPT, why)
-    return _Image(sample, data, size.width, size.height, xxhash.xxh3_64_hexdigest(data))
-
-
-def _split_huge(images: Iterator[_Image]) -> Iterator[Crops]:
-    """Yield the images of a row group at once, or in parts where they are too many bytes for one Arrow array."""
-    part: list[_Image] = []
-    num_bytes = 0
-    for image in images:
-        if num_bytes + len(image.data) > _MAX_GROUP_BYTES:
-            yield _crops(part)
-            part, num_bytes = [], 0
-        part.append(image)
-        num_bytes += len(image.data)
-    if part:
-        yield _crops(part)
-
-
-def _crops(images: list[_Image]) -> Crops:
-    samples, data, widths, heights, digests = zip(*images, strict=True)
-    _, _, _, pids, camids, seqs, frames, continents = zip(*samples, strict=True)
+def _crops(rows: pa.Table, images: list[_Image]) -> Crops:
+    kept, data, widths, heights, digests = zip(*images, strict=True)
+    if len(kept) < len(rows):
+        rows = rows.take(pa.array(kept))
+    names = _texts(rows["name"])
     columns: dict[str, Any] = {
-        "key": [sample.key for sample in samples],
-        "pid": pids,
-        "camid": camids,
-        "continent": continents,
-        "seq": seqs,
-        "frame": frames,
+        "key": list(map(sample_key, _texts(rows["split"]), names)),
         "width": widths,
         "height": heights,
         "xxh3": digests,
     }
-    arrays = [pa.array(columns[field.name], field.type) for field in _LABEL_FIELDS]
-    labels = pa.Table.from_arrays(arrays, schema=pa.schema(_LABEL_FIELDS))
-    return Crops(list(data), [_file_name(sample) for sample in samples], labels)
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else rows[field.name].combine_chunks().cast(field.type)
+        for field in _LABEL_FIELDS
+    ]
+    file_names = [name.rpartition("/")[2] for name in names]
+    return Crops(list(data), file_names, pa.Table.from_arrays(arrays, schema=_LABEL_SCHEMA))
 
 
 def _meta_table(labels: pa.Table, path: str, spans: Spans, group_rows: list[int]) -> pa.Table:

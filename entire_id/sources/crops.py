@@ -14,6 +14,7 @@ from entire_id.records import (
     NO_NUMBER,
     UNKNOWN_CONTINENT,
     Camera,
+    RawFile,
     Reason,
     Rejected,
     Sample,
@@ -25,12 +26,7 @@ from entire_id.sources.files import Files, open_files
 __all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-_LIMITS = (  # of Sample's fields from pid to frame
-    ("pid", JUNK_PID, 2**31 - 1),
-    ("camid", 0, 2**31 - 1),
-    ("seq", NO_NUMBER, 2**31 - 1),
-    ("frame", NO_NUMBER, 2**63 - 1),
-)
+_MAX_INT32, _MAX_INT64 = 2**31 - 1, 2**63 - 1
 
 
 class NameParts(NamedTuple):
@@ -67,14 +63,20 @@ def build_sample(sample: Sample, continents: Mapping[int, str | None], named: st
         continents: camid → slug, None where `cameras.csv` gives one that cannot name a config.
         named: the continent that a table names for this crop; `""` leaves it to the camera.
     """
-    for value, (name, low, high) in zip(sample[3:7], _LIMITS, strict=True):
+    folder, name, split, pid, camid, seq, frame, _ = sample
+    for what, value, low, high in (
+        ("pid", pid, JUNK_PID, _MAX_INT32),
+        ("camid", camid, 0, _MAX_INT32),
+        ("seq", seq, NO_NUMBER, _MAX_INT32),
+        ("frame", frame, NO_NUMBER, _MAX_INT64),
+    ):
         if not low <= value <= high:
-            return Rejected(sample.path, Reason.NUMBER, f"{name} {value} is not in {low}..{high}")
-    continent = continent_slug(named) if named else continents.get(sample.camid, UNKNOWN_CONTINENT)
+            return Rejected(sample.path, Reason.NUMBER, f"{what} {value} is not in {low}..{high}")
+    continent = continent_slug(named) if named else continents.get(camid, UNKNOWN_CONTINENT)
     if continent is None:
-        who = f"the table's {named!r}" if named else f"that of camera {sample.camid} in cameras.csv"
+        who = f"the table's {named!r}" if named else f"that of camera {camid} in cameras.csv"
         return Rejected(sample.path, Reason.CONTINENT, f"{who} cannot name a config")
-    return sample._replace(continent=continent)
+    return Sample(folder, name, split, pid, camid, seq, frame, continent)
 
 
 class CropSource:
@@ -109,8 +111,8 @@ class CropSource:
         """Cameras by camid; empty without a `cameras.csv`."""
         return self._cameras
 
-    def read(self, path: str) -> bytes:
-        """The bytes of one file; see `records.Source`."""
+    def read(self, path: str) -> RawFile:
+        """One file; see `records.Source`."""
         return self._files.read(path)
 
     def stamp(self, path: str) -> tuple[int, ...]:
@@ -120,19 +122,20 @@ class CropSource:
     def samples(self) -> Iterator[Sample | Rejected]:
         """Every file once; `cameras.csv` is no crop and left out."""
         continents = {camera.camid: camera.continent for camera in self._cameras}
+        own = self._prefix + CAMERAS_FILE
         for path in self._files.walk():
             if isinstance(path, Rejected):
                 yield path
-            elif path != self._prefix + CAMERAS_FILE:
+            elif path != own:
                 yield self._sample(path, continents)
 
     def _sample(self, path: str, continents: Mapping[int, str | None]) -> Sample | Rejected:
-        folder, slash, name = path.removeprefix(self._prefix).partition("/")
-        split = self._layout.folders.get(folder) if path.startswith(self._prefix) and slash else None
+        folder, _, name = path.removeprefix(self._prefix).partition("/")
+        split = self._layout.folders.get(folder) if name and path.startswith(self._prefix) else None
         if split is None:
             return Rejected(path, Reason.OUTSIDE_SPLITS, f"not in {', '.join(self._layout.folders)}")
         stem, suffix = split_suffix(name)
-        if suffix.lower() not in IMAGE_SUFFIXES:
+        if suffix not in IMAGE_SUFFIXES and suffix.lower() not in IMAGE_SUFFIXES:
             return Rejected(path, Reason.NOT_AN_IMAGE, f"ending {suffix!r}")
         numbers = self._layout.parse_name(stem.rpartition("/")[2])
         if numbers is None:
@@ -170,6 +173,6 @@ def _own_cameras(files: Files, path: str) -> tuple[Camera, ...]:
     if isinstance(files.check(path), Rejected):  # it will stand among the rejected files, unless it is missing
         return ()
     try:
-        return parse_cameras(files.read(path), files.path / path)
+        return parse_cameras(files.read(path).data, files.path / path)
     except OSError as error:
         raise SourceError(files.path / path, error.strerror or str(error)) from error

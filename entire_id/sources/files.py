@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from entire_id.errors import SourceChangedError, SourceError
-from entire_id.records import Reason, Rejected, is_safe_path, is_utf8
+from entire_id.records import RawFile, Reason, Rejected, is_safe_path, is_utf8
 
 __all__ = ["MAX_FILE_BYTES", "Files", "Folder", "ZipArchive", "open_files"]
 
@@ -37,8 +37,8 @@ class Files(Protocol):
     def check(self, path: str) -> str | Rejected:
         """Return `path` if it can be read, else why not: `MISSING` where there is no such file."""
 
-    def read(self, path: str) -> bytes:
-        """The bytes of one file; see `records.Source`."""
+    def read(self, path: str) -> RawFile:
+        """One file; see `records.Source`."""
 
     def stamp(self, path: str) -> tuple[int, ...]:
         """What tells whether a file has changed; see `records.Source`."""
@@ -116,8 +116,8 @@ class Folder:
         except OSError:
             return []
 
-    def read(self, path: str) -> bytes:
-        """The bytes of one file; see `records.Source`."""
+    def read(self, path: str) -> RawFile:
+        """One file; see `records.Source`."""
         try:
             descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -131,11 +131,11 @@ class Folder:
             os.close(descriptor)
         if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
             raise SourceChangedError(path, "changed")
-        return data
+        return RawFile(data, _stamp(before))
 
     def stamp(self, path: str) -> tuple[int, ...]:
         """What tells whether a file, or what a link points to, has changed; see `records.Source`."""
-        return _stamp(f"{self._root}/{path}")
+        return _stamp(os.stat(f"{self._root}/{path}"))
 
 
 class ZipArchive:
@@ -197,17 +197,18 @@ class ZipArchive:
         info = self._entries.get(path)
         if info is None:
             raise FileNotFoundError(path)
-        return *_stamp(self.path), info.CRC, info.file_size, info.header_offset
+        return *_stamp(os.stat(self.path)), info.CRC, info.file_size, info.header_offset
 
-    def read(self, path: str) -> bytes:
-        """The bytes of one entry; see `records.Source`."""
+    def read(self, path: str) -> RawFile:
+        """One entry; see `records.Source`."""
         info = self._entries.get(path)
         if info is None:
             raise SourceChangedError(path, "vanished")
         _check_size(info.file_size)
         try:
+            stamp = self.stamp(path)
             with self._archive.open(info) as entry:
-                return entry.read(info.file_size + 1)  # no more, whatever the compressed bytes hold
+                return RawFile(entry.read(info.file_size + 1), stamp)  # no more, whatever the compressed bytes hold
         except _ZIP_ERRORS as error:
             raise OSError(f"damaged zip entry: {error}") from error
 
@@ -245,8 +246,7 @@ def _check_entry(name: str, info: zipfile.ZipInfo) -> str | Rejected:
     return name
 
 
-def _stamp(path: str | Path) -> tuple[int, ...]:
-    status = os.stat(path)
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
     return changed_ns, status.st_mtime_ns, status.st_size, status.st_dev, status.st_ino
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entire_id.errors import SourceError, TableError
-from entire_id.records import CAMERAS_FILE, NO_NUMBER, SPLITS, Camera, Reason, Rejected, Sample
+from entire_id.records import CAMERAS_FILE, NO_NUMBER, SPLITS, Camera, RawFile, Reason, Rejected, Sample
 from entire_id.sources.cameras import read_cameras
 from entire_id.sources.crops import NameParts, build_sample
 from entire_id.sources.files import Folder
@@ -58,8 +58,8 @@ class TableSource:
         """Cameras by camid; empty without a `cameras.csv`."""
         return self._cameras
 
-    def read(self, path: str) -> bytes:
-        """The bytes of one file; see `records.Source`."""
+    def read(self, path: str) -> RawFile:
+        """One file; see `records.Source`."""
         return self._folder.read(path)
 
     def stamp(self, path: str) -> tuple[int, ...]:

@@ -283,7 +283,7 @@ def test_reading_gives_the_bytes_of_folder_and_zip_alike(tmp_path):
     root = write_crops(tmp_path / "crops", crop_names(1))
     archive = shutil.make_archive(str(tmp_path / "crops"), "zip", root)
     sources = CropSource(root, LAYOUT), CropSource(Path(archive), LAYOUT)
-    folder, zipped = ({item.path: source.read(item.path) for item in source.samples()} for source in sources)
+    folder, zipped = ({item.path: source.read(item.path).data for item in source.samples()} for source in sources)
     assert folder == zipped
     assert folder["query/00000_c000s0_760487.jpg"] == image_bytes(0)
 

@@ -44,7 +44,7 @@ def test_every_file_of_a_folder_is_walked_once(tmp_path):
     (tmp_path / "empty").mkdir()
     files = Folder(tmp_path)
     assert sorted(files.walk()) == ["Z.jpg", "a.jpg", "a/x/1.jpg", "b/10.jpg", "b/2.jpg", "ä.jpg"]
-    assert [files.read(path).decode() for path in files.walk()] == list(files.walk())
+    assert [files.read(path).data.decode() for path in files.walk()] == list(files.walk())
 
 
 def test_names_of_folders_are_sorted_and_files_and_links_are_none(tmp_path):
@@ -82,7 +82,7 @@ def test_links_to_files_inside_are_followed_and_all_others_are_rejected(tmp_path
     assert {name: found[f"query/{name}"] for name in targets} == {
         name: None if name.startswith("inside") else Reason.LINK for name in targets
     }
-    assert Folder(root).read("query/inside-twice") == b"real"
+    assert Folder(root).read("query/inside-twice").data == b"real"
 
 
 def test_a_folder_given_by_a_link_is_walked_like_the_folder(tmp_path):
@@ -134,7 +134,7 @@ def test_names_with_newlines_and_backslashes_and_nothing_but_an_ending_are_walke
 def test_files_of_every_size_are_read_whole(tmp_path, size):
     data = os.urandom(size)
     (tmp_path / "a").write_bytes(data)
-    assert Folder(tmp_path).read("a") == data
+    assert Folder(tmp_path).read("a").data == data
 
 
 def test_a_file_larger_than_any_crop_is_refused_without_reading_it(tmp_path):
@@ -144,7 +144,7 @@ def test_a_file_larger_than_any_crop_is_refused_without_reading_it(tmp_path):
     with pytest.raises(OSError, match="more than") as caught:
         Folder(tmp_path).read("too-large")
     assert caught.value.errno == errno.EFBIG
-    assert len(Folder(tmp_path).read("largest")) == MAX_FILE_BYTES
+    assert len(Folder(tmp_path).read("largest").data) == MAX_FILE_BYTES
 
 
 @pytest.mark.parametrize("gone", ["gone.jpg", "gone/a.jpg"])
@@ -178,7 +178,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_named(tmp_path, monkeypat
     with pytest.raises(SourceChangedError, match=r"'a\.jpg': changed"):
         Folder(tmp_path).read("a.jpg")
     monkeypatch.undo()
-    assert len(Folder(tmp_path).read("a.jpg")) == path.stat().st_size
+    assert len(Folder(tmp_path).read("a.jpg").data) == path.stat().st_size
 
 
 def test_a_file_that_is_replaced_while_it_is_read_gives_the_old_or_the_new_bytes(tmp_path, monkeypatch):
@@ -191,9 +191,9 @@ def test_a_file_that_is_replaced_while_it_is_read_gives_the_old_or_the_new_bytes
         return read(descriptor, size)
 
     monkeypatch.setattr(os, "read", replace)
-    assert Folder(tmp_path).read("a") == b"old" * 100
+    assert Folder(tmp_path).read("a").data == b"old" * 100
     monkeypatch.undo()
-    assert Folder(tmp_path).read("a") == b"newer" * 100
+    assert Folder(tmp_path).read("a").data == b"newer" * 100
 
 
 def test_whatever_is_done_to_a_file_moves_the_time_of_its_change(tmp_path):
@@ -267,7 +267,7 @@ def test_every_entry_of_an_archive_is_walked_once_without_its_folders(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"q/2.jpg": b"2", "q/": b"", "q/10.jpg": b"10", "é.jpg": b"e"})
     files = ZipArchive(path)
     assert sorted(files.walk()) == ["q/10.jpg", "q/2.jpg", "é.jpg"]
-    assert [files.read(name) for name in sorted(files.walk())] == [b"10", b"2", b"e"]
+    assert [files.read(name).data for name in sorted(files.walk())] == [b"10", b"2", b"e"]
 
 
 def test_folders_of_an_archive_need_no_entry_of_their_own(tmp_path):
@@ -360,7 +360,7 @@ def test_an_old_name_in_another_code_page_is_walked(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"zz.jpg": b"x"})
     patch_names(path, b"zz.jpg", b"z\xff.jpg")  # no UTF-8 flag: code page 437 by the format's rule
     (name,) = ZipArchive(path).walk()
-    assert ZipArchive(path).read(name) == b"x"
+    assert ZipArchive(path).read(name).data == b"x"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -371,7 +371,7 @@ def test_of_two_entries_with_one_name_the_first_is_the_one_that_is_read(tmp_path
     files = ZipArchive(tmp_path / "a.zip")
     first, second = files.walk()
     assert (first, second.reason) == ("a.jpg", Reason.DUPLICATE_KEY)
-    assert files.read("a.jpg") == b"first"
+    assert files.read("a.jpg").data == b"first"
 
 
 def damaged(tmp_path: Path, method: int) -> ZipArchive:
@@ -445,7 +445,7 @@ def test_an_archive_goes_to_other_threads_and_processes(tmp_path):
     copy = pickle.loads(pickle.dumps(files))
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(copy.read, names))
-    assert read == [name.encode() * 500 for name in names]
+    assert [file.data for file in read] == [name.encode() * 500 for name in names]
 
 
 # ---------------------------------------------------------------- opening

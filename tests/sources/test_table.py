@@ -278,7 +278,7 @@ def test_a_path_given_in_several_spellings_has_one_key(kind, folder):
 
 def test_reading_goes_by_the_folder_of_the_table(folder):
     source = write_table("csv", folder, [ROW])
-    assert source.read("a/1.jpg") == (folder / "a/1.jpg").read_bytes()
+    assert source.read("a/1.jpg").data == (folder / "a/1.jpg").read_bytes()
     assert source.name == str(folder / "table.csv")
 
 
