@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format test-datasets3 test-pythons bench-pack
+.PHONY: help setup demo test check format test-datasets3 test-pythons bench-pack bench-scale
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -46,3 +46,6 @@ test-pythons: $(STAMP) ## Run the tests that need no torch under other Pythons, 
 
 bench-pack: $(STAMP) .venv-rivals/.installed ## Pack 200,000 crops beside other systems; needs 7 GB in WORK (default: build/)
 	$(BIN)/python benchmarks/pack.py $(or $(WORK),build)/bench-pack
+
+bench-scale: $(STAMP) ## Pack 4,450,000 crops, killed half-way; needs 66 GB in WORK (default: build/) and an hour
+	$(BIN)/python benchmarks/scale.py $(or $(WORK),build)/bench-scale

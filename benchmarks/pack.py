@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from measure import Run, measure
 from trees import make_tree
 
 HERE = Path(__file__).parent
 RIVALS = HERE.parent / ".venv-rivals" / "bin" / "python"
 RIVAL_SYSTEMS = ("webdataset", "datasets", "lance")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run cost."""
-
-    user_s: float
-    total_s: float
-    wall_s: float
-    peak_mb: float
-
-
-def measure(command: list[str], folder: Path) -> Run:
-    """Run a command to its end and return what it cost, its descendants included."""
-    os.sync()
-    launcher = [sys.executable, "-S", str(HERE / "cost.py")]
-    done = subprocess.run([*launcher, *command], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{command}: {done.stderr[-2000:]}")
-    return Run(**json.loads(done.stdout))
 
 
 def digest_sum(images) -> int:

@@ -12,48 +12,58 @@ import numpy as np
 
 from entire_id.sources.sample import SampleConfig, draw_sample
 
+# The published totals; how many crops a person has is not published.
+TOTAL_CROPS, TRAIN_PEOPLE, TEST_PEOPLE, CAMERAS = 4_450_000, 10_799, 2_741, 37
 CONTINENTS = ("asia", "europe", "north_america", "south_america")
+TEST_CROPS = 4
 _COMMENT = b"\xff\xfe"  # JPEG marker of a comment: makes each file its own, and of a given size
 
 
-def make_tree(folder: Path, num_files: int, mean_bytes: int = 7_900, seed: int = 0) -> None:
-    """Write `num_files` crops: identities with long-tailed numbers of crops, 37 cameras, nine tenths in the train part.
+def make_tree(folder: Path, num_files: int, mean_bytes: int = 7_900, seed: int = 0) -> int:
+    """Write `num_files` crops with the published proportions of people and return their bytes.
 
-    A crop is one of 2,000 drawn ones with a comment of random bytes, so that sizes spread around `mean_bytes`.
+    A person has a long-tailed number of crops in train (lognormal, sigma 0.8, about 411 on average) and 4 in test. A
+    crop is one of 2,000 drawn ones with a comment of random bytes, so that sizes spread around `mean_bytes`.
     """
     with tempfile.TemporaryDirectory() as drawn:
         draw_sample(Path(drawn) / "crops", SampleConfig.of_size(2000, seed))
         pictures = [path.read_bytes() for path in sorted((Path(drawn) / "crops").glob("*/*.jpg"))]
     rng = np.random.default_rng(seed)
     noise = rng.bytes(1 << 22)
-    spare = mean_bytes - int(np.mean([len(picture) for picture in pictures]))
-    sizes = rng.integers(max(1, spare // 2), max(2, 3 * spare // 2), num_files)
+    mean_picture = int(np.mean([len(picture) for picture in pictures]))
+    if mean_bytes <= mean_picture:
+        raise SystemExit(f"drawn crops have {mean_picture} bytes on average; ask for more than that")
+    spare = mean_bytes - mean_picture
+    sizes = np.minimum(rng.integers(max(1, spare // 2), max(2, 3 * spare // 2), num_files), 65_000)
     starts = rng.integers(0, len(noise) - 65_536, num_files)
     for name in ("bounding_box_train", "query", "bounding_box_test"):
         (folder / name).mkdir(parents=True)
-    for number, path in enumerate(_names(num_files, rng)):
+    num_bytes = 0
+    for number, (path, size, start) in enumerate(zip(names(num_files, rng), sizes.tolist(), starts.tolist())):
         picture = pictures[number % len(pictures)]
-        size, start = min(int(sizes[number]), 65_000), int(starts[number])
         comment = _COMMENT + (size + 2).to_bytes(2, "big") + noise[start : start + size]
-        descriptor = os.open(folder / path, os.O_CREAT | os.O_WRONLY)
-        os.write(descriptor, picture[:2] + comment + picture[2:])
+        descriptor = os.open(f"{folder}/{path}", os.O_CREAT | os.O_WRONLY)
+        num_bytes += os.write(descriptor, picture[:2] + comment + picture[2:])
         os.close(descriptor)
-    lines = (f"{camid},{CONTINENTS[camid % 4]}" for camid in range(37))
+    lines = (f"{camid},{CONTINENTS[camid % 4]}" for camid in range(CAMERAS))
     (folder / "cameras.csv").write_text("\n".join(["camid,continent", *lines]) + "\n")
+    return num_bytes
 
 
-def _names(num_files: int, rng: np.random.Generator) -> Iterator[str]:
-    """Yield official names: people with about 411 crops in train, 4 in test."""
-    left, pid = num_files, 0
-    while left:
-        in_train = rng.random() < 0.8
-        count = min(left, int(rng.lognormal(5.7, 0.8)) + 1 if in_train else 4)
-        cameras = rng.integers(0, 37, 3)
+def names(num_files: int, rng: np.random.Generator) -> Iterator[str]:
+    """Yield official names."""
+    num_test = max(1, round(TEST_PEOPLE * num_files / TOTAL_CROPS))
+    num_train = max(1, round(TRAIN_PEOPLE * num_files / TOTAL_CROPS))
+    weights = rng.lognormal(0, 0.8, num_train)
+    edges = np.round(np.cumsum(weights) / weights.sum() * (num_files - TEST_CROPS * num_test)).astype(int)
+    counts = [*np.diff(edges, prepend=0).tolist(), *[TEST_CROPS] * num_test]
+    for pid, count in enumerate(counts):
+        cameras = rng.integers(0, CAMERAS, 3).tolist()
         for shot in range(count):
-            folder = "bounding_box_train" if in_train else "query" if shot == 0 else "bounding_box_test"
-            yield f"{folder}/{pid:05d}_c{cameras[shot % 3]:03d}s{shot // 40}_{shot * 3}.jpg"
-        left, pid = left - count, pid + 1
+            folder = "bounding_box_train" if pid < num_train else "query" if shot == 0 else "bounding_box_test"
+            number = pid if pid < num_train else pid - num_train  # either part counts from 0
+            yield f"{folder}/{number:05d}_c{cameras[shot % 3]:03d}s{shot // 40}_{shot * 3}.jpg"
 
 
 if __name__ == "__main__":
-    make_tree(Path(sys.argv[1]), int(sys.argv[2]))
+    make_tree(Path(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[3:]))
