@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ _IMAGE_LEAVES = (_IMAGE_LEAF, "image.path")
 # As `datasets` 5.2 writes image sets (`arrow_writer.py`), so that our shards and theirs upload alike.
 _CHUNKING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level": 0}
 _DATA_PAGE = 0
+Bytes = bytes | mmap.mmap
 _UINT32 = struct.Struct("<I").unpack_from
 
 
@@ -91,21 +94,20 @@ def image_spans(path: Path) -> Spans:
     Raises:
         ManifestError: the column is missing, compressed or encoded in another way, as in no shard of ours.
     """
-    offsets, lengths = [], []
+    offsets: list[int] = []
+    lengths: list[int] = []
     with pq.ParquetFile(path) as shard, path.open("rb") as file:
         for group in range(shard.num_row_groups):
             column = _image_chunk(path, shard.metadata.row_group(group))
-            file.seek(column.data_page_offset)
-            chunk = file.read(column.total_compressed_size)
             try:
-                spans = list(_chunk_spans(chunk, column.num_values))
+                spans = _group_spans(file, column)
             except (IndexError, struct.error) as error:
                 raise ManifestError(
                     path, f"row group {group}: an image is null, or a page is damaged ({error})"
                 ) from error
             except ValueError as error:
                 raise ManifestError(path, f"row group {group}: cannot follow the images ({error})") from error
-            offsets += [column.data_page_offset + offset for offset, _ in spans]
+            offsets += [offset for offset, _ in spans]
             lengths += [length for _, length in spans]
     return Spans(np.array(offsets, np.int64), np.array(lengths, np.int32))
 
@@ -122,8 +124,17 @@ def _image_chunk(path: Path, row_group: pq.RowGroupMetaData) -> pq.ColumnChunkMe
     return column
 
 
-def _chunk_spans(chunk: bytes, num_values: int) -> Iterator[tuple[int, int]]:
-    position, seen = 0, 0
+def _group_spans(file: BinaryIO, column: pq.ColumnChunkMetaData) -> list[tuple[int, int]]:
+    start = column.data_page_offset
+    first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    stop = start + column.total_compressed_size
+    # Mapped, not read: of a page no more than its header and the images' lengths are looked at.
+    with mmap.mmap(file.fileno(), stop - first, access=mmap.ACCESS_READ, offset=first) as chunk:
+        return [(first + offset, length) for offset, length in _chunk_spans(chunk, start - first, column.num_values)]
+
+
+def _chunk_spans(chunk: Bytes, position: int, num_values: int) -> Iterator[tuple[int, int]]:
+    seen = 0
     while seen < num_values:
         header = _read_page_header(chunk, position)
         if header.page_type != _DATA_PAGE:
@@ -151,7 +162,7 @@ class _PageHeader:
         self.stop = stop
 
 
-def _read_page_header(data: bytes, position: int) -> _PageHeader:
+def _read_page_header(data: Bytes, position: int) -> _PageHeader:
     """Parse a PageHeader (parquet.thrift): 1 type, 2 uncompressed size, 5 data_page_header {1 num_values}."""
     fields, stop = _read_struct(data, position)
     inner = fields.get(5)
@@ -162,7 +173,7 @@ def _read_page_header(data: bytes, position: int) -> _PageHeader:
     return _PageHeader(page_type, size, num_values, stop)
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def _read_varint(data: Bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[position]
@@ -176,7 +187,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 ThriftStruct = dict[int, "int | bytes | ThriftStruct"]
 
 
-def _read_struct(data: bytes, position: int) -> tuple[ThriftStruct, int]:
+def _read_struct(data: Bytes, position: int) -> tuple[ThriftStruct, int]:
     """Read a struct of the Thrift compact protocol: integers, booleans, binary and nested structs."""
     fields: ThriftStruct = {}
     field_id = 0
@@ -192,7 +203,7 @@ def _read_struct(data: bytes, position: int) -> tuple[ThriftStruct, int]:
     return fields, position + 1
 
 
-def _read_value(data: bytes, position: int, kind: int) -> tuple[int | bytes | ThriftStruct, int]:
+def _read_value(data: Bytes, position: int, kind: int) -> tuple[int | bytes | ThriftStruct, int]:
     # Compact protocol types: 1/2 true/false, 3 byte, 4/5/6 zigzag integers, 8 binary, 12 struct.
     match kind:
         case 1 | 2:
