@@ -20,8 +20,9 @@ __all__ = ["ParquetShard", "image_spans", "read_crops", "read_names", "write_met
 
 _IMAGE_LEAF = "image.bytes"
 _IMAGE_LEAVES = (_IMAGE_LEAF, "image.path")
-# As `datasets` 5.2 writes image sets (`arrow_writer.py`), so that our shards and theirs upload alike.
-_CHUNKING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level": 0}
+# Pages end by size, not by content: the row groups are cut by content already, and Xet finds equal bytes wherever they
+# lie. With Parquet's content-defined chunking twice as much travels after an edit (benchmarks/RESULTS.md).
+_PAGE_BYTES = 1 << 20
 _DATA_PAGE = 0
 Bytes = bytes | mmap.mmap
 _UINT32 = struct.Struct("<I").unpack_from
@@ -41,7 +42,7 @@ class ParquetShard:
             use_dictionary=labels,
             write_statistics=labels,
             write_page_index=True,
-            use_content_defined_chunking=_CHUNKING,
+            data_page_size=_PAGE_BYTES,
         )
 
     def write(self, crops: Crops) -> None:

@@ -151,8 +151,7 @@ def test_every_column_has_a_page_index(tmp_path: Path) -> None:
     assert all(column.has_column_index for column in columns if column.path_in_schema not in IMAGE_LEAVES)
 
 
-def test_pages_of_a_large_group_are_small_enough_to_upload_apart(tmp_path: Path) -> None:
-    """Content-defined pages: changing one image leaves the bytes of almost all other images where they are."""
+def test_one_changed_image_leaves_the_bytes_of_almost_all_others_where_they_are(tmp_path: Path) -> None:
     images = random_images([8_000] * 500)
     write_shard(tmp_path / "a.parquet", [images])
     changed = [*images]
