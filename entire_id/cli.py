@@ -49,6 +49,7 @@ class Format(StrEnum):
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same bytes.")]
+JobsOption = Annotated[int, typer.Option(min=1, help="Processes at work.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A packed data set.")]
 ModelOption = Annotated[str, typer.Option(help="Model that made the features: colour.")]
 FeaturesOption = Annotated[
@@ -202,7 +203,7 @@ def pack(
     seed: SeedOption = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be packed.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image; reject what does not decode.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at work.")] = 1,
+    jobs: JobsOption = 1,
     previous: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The version before: people stay in their shards.")
     ] = None,
@@ -280,6 +281,7 @@ def verify(
     folder: FolderArgument,
     quick: Annotated[bool, typer.Option("--quick", help="Sizes, digests and labels only.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image, too.")] = False,
+    jobs: JobsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Check every file, row and image of a packed data set. Exit 3 if anything is wrong."""
@@ -288,9 +290,13 @@ def verify(
     from entire_id.shards.verify import verify as verify_folder
 
     with _progress() as progress:
-        report = verify_folder(folder, progress, quick=quick, decode=decode)
+        report = verify_folder(folder, progress, quick=quick, decode=decode, jobs=jobs)
+    if report.num_resumed:
+        _say(f"went on with {report.num_resumed} shards that an interrupted run had checked")
     if as_json:
-        _print_json(asdict(report))
+        fields = asdict(report)
+        del fields["num_resumed"]  # what was found is the same
+        _print_json(fields)
     elif report.problems:
         _print_table(["problem", "where", "what"], [(p.kind, p.where, p.detail) for p in report.problems])
     _say(f"{report.rows:,} rows checked, {len(report.problems):,} problems")

@@ -4,74 +4,35 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import xxhash
 
 from entire_id.errors import ManifestError
-from entire_id.images import ImageSize, decoding_error, image_size
 from entire_id.records import CAMERAS_FILE, PART_OF_SPLIT, Person, Progress, no_progress
-from entire_id.schema import arrow_schema, meta_columns, shard_columns
-from entire_id.shards import parquet, tar
+from entire_id.shards.check import (
+    Checked,
+    Kind,
+    Problem,
+    ShardCheck,
+    check_file,
+    check_shard,
+    read_meta,
+)
 from entire_id.shards.configs import loading_rules, render_readme
-from entire_id.shards.manifest import (
-    MANIFEST_FILE,
-    README_FILE,
-    FileEntry,
-    Manifest,
-    Shard,
-    file_digest,
-    read_manifest,
-)
-from entire_id.shards.write import ROW_GROUPS_KEY
+from entire_id.shards.engine import run_tasks
+from entire_id.shards.findings import Findings, Mode, remember_findings
+from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, FileEntry, Manifest, read_manifest
+from entire_id.shards.plan import Hashes
 
-__all__ = ["Kind", "Problem", "VerifyReport", "verify"]
-
-_ROW_SCHEMA = pa.schema(
-    [("split", pa.string()), ("key", pa.string()), ("pid", pa.int32()), ("camid", pa.int32()), ("xxh3", pa.string())]
-)
-ReadCrops = Callable[[Path], Iterator[tuple[list[bytes], list[str], pa.Table]]]
-_READERS: dict[str, ReadCrops] = {"parquet": parquet.read_crops, "webdataset": tar.read_crops}
-
-
-class Kind(StrEnum):
-    """What can be wrong."""
-
-    MANIFEST = "manifest"  # manifest.json is unreadable, or names a path outside the folder
-    MISSING = "missing"  # the manifest lists the file, it is not there
-    UNLISTED = "unlisted"  # the file is there, the manifest does not list it
-    SIZE = "size"  # it has another size
-    SHA256 = "sha256"  # it has other bytes
-    UNREADABLE = "unreadable"  # no reader can open it
-    SCHEMA = "schema"  # its columns are not those of the format
-    ROWS = "rows"  # it has another number of rows, or another order
-    IMAGE = "image"  # an image's bytes are not those of its checksum
-    OFFSET = "offset"  # meta does not point at the image's bytes
-    META = "meta"  # meta and shard disagree on a label
-    PLACE = "place"  # a row lies in a shard of another split or continent, or a person in two shards
-    KEY = "key"  # two rows have one key
-    LEAK = "leak"  # one image is in both train and test
-    README = "readme"  # README.md was not made from this manifest; plain `datasets` may serve other rows
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong: its kind, where (a path relative to the folder, or a key), and what was found."""
-
-    kind: Kind
-    where: str
-    detail: str
+__all__ = ["Kind", "Problem", "VerifyReport", "check_all", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +45,7 @@ class VerifyReport:
         queries_without_positive: queries whose person is in the gallery under no other camera: never scored.
         shared_pids: pid numbers that stand in both parts. They are two people each: train may count from 0 again.
         duplicate_images: images (by checksum) that occur more than once within a part.
+        num_resumed: shards that an interrupted run had checked; reports are equal whatever it is.
     """
 
     problems: tuple[Problem, ...]
@@ -91,51 +53,84 @@ class VerifyReport:
     queries_without_positive: int
     shared_pids: int
     duplicate_images: int
+    num_resumed: int = field(default=0, compare=False)
 
 
 def verify(
-    folder: str | Path, progress: Progress = no_progress, *, quick: bool = False, decode: bool = False
+    folder: str | Path, progress: Progress = no_progress, *, quick: bool = False, decode: bool = False, jobs: int = 1
 ) -> VerifyReport:
     """Check the data set in `folder`: manifest = files = meta, every image against its checksum, the rules of the set.
+
+    A run that was interrupted left its findings in `<folder>.verifying`, and the same call goes on with them: shards
+    whose files were not touched since are not read again. Where that file cannot be written, nothing is remembered.
 
     Args:
         folder: a packed data set.
         progress: told how far it is.
         quick: compare the files' sizes and digests, and the labels, but do not look into the shards.
         decode: decode every image, too; about 150 µs each.
+        jobs: processes that check shards; see `engine.run_tasks`.
 
     Raises:
         DatasetNotFoundError: no manifest lies there.
+        WorkerDiedError: a worker process was killed.
     """
-    folder = Path(folder)
+    folder, mode = Path(folder), Mode(quick, decode)
     try:
         manifest = read_manifest(folder)
     except ManifestError as error:
         return VerifyReport((Problem(Kind.MANIFEST, MANIFEST_FILE, str(error)),), 0, 0, 0, 0)
+    with remember_findings(folder, manifest, mode) as findings:
+        return check_all(folder, manifest, mode, findings, progress, jobs)
+
+
+def check_all(
+    folder: Path, manifest: Manifest, mode: Mode, findings: Findings, progress: Progress, jobs: int
+) -> VerifyReport:
+    """Check the data set whose manifest is known; shards that have a finding which still holds are not read again."""
     problems = [*_check_listing(folder, manifest), *_check_placement(manifest)]
+    checked = []
+    num_rows = num_bytes = 0
+    num_found = len(problems)
     entries = {entry.path: entry for entry in manifest.files}
-    metas = [_ROW_SCHEMA.empty_table()]
-    done = 0
-    for shard in manifest.shards:
-        for path in (shard.path, shard.meta_path):
-            problems += _check_file(folder, entries[path])
-        meta = _read_meta(folder, shard)
-        if not quick:
-            problems += _check_shard(folder, shard, meta, manifest.format, decode=decode)
-        if meta is not None and (folder / shard.path).is_file():
-            split = pa.repeat(pa.scalar(shard.split), len(meta))
-            metas.append(meta.append_column("split", split).select(_ROW_SCHEMA.names).cast(_ROW_SCHEMA))
-        done += shard.rows
-        progress("verifying", done, manifest.num_rows)
-    rows = pa.concat_tables(metas).combine_chunks()
-    problems += [*_check_keys(rows), *_check_leaks(rows)]
+    tasks = _tasks(folder, manifest, mode, findings, entries)
+    with closing(run_tasks(check_shard, tasks, jobs)) as shards:
+        for one in shards:
+            findings.add(one)
+            checked.append(one)
+            num_rows += one.shard.rows
+            num_bytes += entries[one.shard.path].bytes + entries[one.shard.meta_path].bytes
+            num_found += len(one.problems)
+            progress("verifying", num_rows, manifest.num_rows, f"{num_bytes / 1e9:.1f} GB, {num_found:,} problems")
+    for one in checked:
+        problems += one.problems
+    problems += [*_check_keys(folder, checked), *_check_leaks(folder, checked)]
     return VerifyReport(
         problems=tuple(problems),
-        rows=len(rows),
-        queries_without_positive=_count_unscored_queries(rows),
-        shared_pids=_count_shared_pids(rows),
-        duplicate_images=_count_duplicate_images(rows),
+        rows=sum(len(one.keys) for one in checked),
+        queries_without_positive=_count_unscored_queries(checked),
+        shared_pids=_count_shared_pids(checked),
+        duplicate_images=_count_duplicate_images(checked),
+        num_resumed=sum(one.resumed for one in checked),
     )
+
+
+def _tasks(
+    folder: Path, manifest: Manifest, mode: Mode, findings: Findings, entries: Mapping[str, FileEntry]
+) -> Iterator[ShardCheck]:
+    for shard in manifest.shards:
+        yield ShardCheck(
+            folder=folder,
+            shard=shard,
+            files=(entries[shard.path], entries[shard.meta_path]),
+            format=manifest.format,
+            quick=mode.quick,
+            decode=mode.decode,
+            earlier=findings.known.get(shard.path),
+        )
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -147,7 +142,7 @@ def _check_listing(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for path in sorted(found - listed.keys() - {MANIFEST_FILE, README_FILE}):
         printable = os.fsencode(path).decode(errors="backslashreplace")
         yield Problem(Kind.UNLISTED, printable, "the manifest does not know it")
-    yield from _check_file(folder, listed[CAMERAS_FILE])
+    yield from check_file(folder, listed[CAMERAS_FILE])
     yield from _check_readme(folder / README_FILE, render_readme(manifest))
     yield from _check_cameras(folder / CAMERAS_FILE, listed[CAMERAS_FILE].rows)
 
@@ -172,128 +167,6 @@ def _check_cameras(path: Path, expected_rows: int) -> Iterator[Problem]:
             yield Problem(Kind.ROWS, CAMERAS_FILE, f"{rows} cameras, the manifest says {expected_rows}")
 
 
-def _check_file(folder: Path, entry: FileEntry) -> Iterator[Problem]:
-    path = folder / entry.path
-    if path.is_symlink() or not path.is_file():
-        yield Problem(Kind.MISSING, entry.path, "listed, but no file is there")
-    elif (size := path.stat().st_size) != entry.bytes:
-        yield Problem(Kind.SIZE, entry.path, f"{size:,} bytes, expected {entry.bytes:,}")
-    elif (digest := file_digest(path)) != entry.sha256:
-        yield Problem(Kind.SHA256, entry.path, f"{digest[:12]}…, expected {entry.sha256[:12]}…")
-
-
-def _read_meta(folder: Path, shard: Shard) -> pa.Table | None:
-    try:
-        meta = pq.read_table(folder / shard.meta_path, partitioning=None)
-    except (OSError, pa.ArrowException):
-        return None
-    is_ours = meta.schema.equals(arrow_schema(meta_columns())) and not any(column.null_count for column in meta.columns)
-    return meta if is_ours else None
-
-
-def _check_shard(folder: Path, shard: Shard, meta: pa.Table | None, format_: str, *, decode: bool) -> Iterator[Problem]:
-    """Compare a shard with its meta file, row by row. A missing file was reported already."""
-    path, meta_path = folder / shard.path, folder / shard.meta_path
-    if not path.is_file() or not meta_path.is_file():
-        return
-    if meta is None:
-        yield Problem(Kind.SCHEMA, shard.meta_path, "unreadable, of other columns, or with nulls")
-        return
-    if len(meta) != shard.rows:
-        yield Problem(Kind.ROWS, shard.meta_path, f"{len(meta)} rows, the manifest says {shard.rows}")
-    if format_ == "parquet":
-        try:
-            if not pq.read_schema(path).equals(arrow_schema(shard_columns())):
-                yield Problem(Kind.SCHEMA, shard.path, "its columns are not those of the format")
-                return
-        except (OSError, pa.ArrowException) as error:
-            yield Problem(Kind.UNREADABLE, shard.path, str(error))
-            return
-    yield from _check_labels(shard, meta)
-    yield from _check_images(folder, shard, meta, _READERS[format_], decode=decode)
-
-
-def _check_labels(shard: Shard, meta: pa.Table) -> Iterator[Problem]:
-    wrong = {
-        "split": pc.invert(pc.starts_with(meta["key"], f"{shard.split}/")),
-        "continent": pc.not_equal(meta["continent"], shard.continent),
-        "shard": pc.not_equal(meta["shard"], shard.path),
-    }
-    for name, mask in wrong.items():
-        for key in meta.filter(mask)["key"].to_pylist():
-            yield Problem(Kind.PLACE, key, f"its {name} is not that of {shard.path}")
-    pids = tuple(sorted(pid for pid in meta["pid"].unique().to_pylist() if pid >= 0))
-    if pids != shard.pids:
-        yield Problem(Kind.PLACE, shard.meta_path, "its people are not those that the manifest assigns to it")
-
-
-def _check_images(
-    folder: Path, shard: Shard, meta: pa.Table, read_crops: ReadCrops, *, decode: bool
-) -> Iterator[Problem]:
-    row = image_bytes = 0
-    group_rows = []
-    try:
-        with (folder / shard.path).open("rb") as file:
-            for images, names, labels in read_crops(folder / shard.path):
-                part = meta.slice(row, len(images))
-                yield from _compare_labels(shard, labels, part)
-                yield from _compare_images(file.fileno(), images, names, part)
-                if decode:
-                    yield from _check_decoding(images, part)
-                row += len(images)
-                group_rows.append(len(images))
-                image_bytes += sum(len(image or b"") for image in images)
-    except (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError) as error:
-        yield Problem(Kind.UNREADABLE, shard.path, f"row {row}: {error}")
-        return
-    if row != len(meta):
-        yield Problem(Kind.ROWS, shard.path, f"{row} rows, its meta file has {len(meta)}")
-    if image_bytes != shard.image_bytes:
-        yield Problem(Kind.ROWS, shard.path, f"{image_bytes:,} image bytes, the manifest says {shard.image_bytes:,}")
-    recorded = _recorded_groups(meta)
-    if sum(recorded) != row or (shard.path.endswith(".parquet") and recorded != group_rows):
-        yield Problem(Kind.ROWS, shard.meta_path, "its row groups are not those of the shard")
-
-
-def _recorded_groups(meta: pa.Table) -> list[int]:
-    """Return the row-group sizes that a meta file records; none if they are no list of numbers."""
-    try:
-        groups = json.loads((meta.schema.metadata or {}).get(ROW_GROUPS_KEY, b""))
-    except ValueError:
-        return []
-    return groups if isinstance(groups, list) and all(type(size) is int for size in groups) else []
-
-
-def _compare_labels(shard: Shard, labels: pa.Table, meta: pa.Table) -> Iterator[Problem]:
-    if len(labels) != len(meta):
-        return  # reported once, as a number of rows
-    for name in labels.column_names:
-        if not labels[name].equals(meta[name]):
-            different = pc.fill_null(pc.not_equal(labels[name], meta[name]), fill_value=True)
-            for key in meta.filter(different)["key"].to_pylist():
-                yield Problem(Kind.META, key, f"{name} differs between {shard.path} and its meta file")
-
-
-def _compare_images(descriptor: int, images: list[bytes], names: list[str], meta: pa.Table) -> Iterator[Problem]:
-    columns = (meta[name].to_pylist() for name in ("key", "xxh3", "width", "height", "offset", "length"))
-    for image, name, key, digest, *size, offset, length in zip(images, names, *columns, strict=False):
-        if image is None or not name or "/" in name:
-            yield Problem(Kind.IMAGE, key, "no bytes, or no plain file name")
-        elif xxhash.xxh3_64_hexdigest(image) != digest:
-            yield Problem(Kind.IMAGE, key, f"its bytes are not those of checksum {digest}")
-        elif image_size(image) != tuple(size):
-            yield Problem(Kind.META, key, f"{size[0]} × {size[1]} px is not the size of the image")
-        elif length != len(image) or offset < 0 or os.pread(descriptor, length, offset) != image:
-            yield Problem(Kind.OFFSET, key, f"bytes {offset}..{offset + length} are not the image")
-
-
-def _check_decoding(images: list[bytes], meta: pa.Table) -> Iterator[Problem]:
-    labels = (meta[name].to_pylist() for name in ("key", "width", "height"))
-    for image, key, width, height in zip(images, *labels, strict=False):
-        if why := decoding_error(image or b"", ImageSize(width, height)):
-            yield Problem(Kind.IMAGE, key, why)
-
-
 def _check_placement(manifest: Manifest) -> Iterator[Problem]:
     """A person lies in one shard per split and continent, and a shard has as many rows as its files."""
     rows = {entry.path: entry.rows for entry in manifest.files}
@@ -310,45 +183,90 @@ def _check_placement(manifest: Manifest) -> Iterator[Problem]:
                 yield Problem(Kind.PLACE, shard.path, f"person {person} is in {first} too")
 
 
-def _check_keys(rows: pa.Table) -> Iterator[Problem]:
-    counts = rows["key"].combine_chunks().value_counts()
-    for key in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
-        yield Problem(Kind.KEY, key, "more than one row has this key")
+# --- across shards ----------------------------------------------------------------------------------------------------
 
 
-def _in_train(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    train = [split for split, part in PART_OF_SPLIT.items() if part == "train"]
-    mask: npt.NDArray[np.bool_] = pc.is_in(rows["split"], pa.array(train)).to_numpy(zero_copy_only=False)
-    return mask
+def _check_keys(folder: Path, checked: list[Checked]) -> Iterator[Problem]:
+    hashes = _sorted([one.keys for one in checked])
+    counts: Counter[str] = Counter()
+    for rows, hits in _suspects(folder, checked, "keys", np.unique(hashes[1:][hashes[1:] == hashes[:-1]])):
+        counts.update(rows["key"].take(hits).to_pylist())
+    for key, number in counts.items():
+        if number > 1:
+            yield Problem(Kind.KEY, key, "more than one row has this key")
 
 
-def _check_leaks(rows: pa.Table) -> Iterator[Problem]:
-    train = pa.array(_in_train(rows))
-    both = rows.filter(pc.and_(pc.is_in(rows["xxh3"], rows.filter(train)["xxh3"].unique()), pc.invert(train)))
-    for key, digest in zip(both["key"].to_pylist(), both["xxh3"].to_pylist(), strict=True):
-        yield Problem(Kind.LEAK, key, f"the same image ({digest}) is in the train part")
+def _check_leaks(folder: Path, checked: list[Checked]) -> Iterator[Problem]:
+    train, test = _by_part(checked)
+    known = _sorted([one.images for one in train])
+    found = [one.images[_is_in(one.images, known)] for one in test]
+    both = np.unique(_sorted(found))
+    in_train: set[str] = set()
+    for rows, hits in _suspects(folder, train, "images", both):
+        in_train.update(rows["xxh3"].take(hits).to_pylist())
+    for rows, hits in _suspects(folder, test, "images", both):
+        for key, digest in zip(*(rows[name].take(hits).to_pylist() for name in ("key", "xxh3")), strict=True):
+            if digest in in_train:
+                yield Problem(Kind.LEAK, key, f"the same image ({digest}) is in the train part")
 
 
-def _count_unscored_queries(rows: pa.Table) -> int:
+def _suspects(
+    folder: Path, checked: list[Checked], column: str, hashes: Hashes
+) -> Iterator[tuple[pa.Table, npt.NDArray[np.intp]]]:
+    """Yield the meta file of every shard that has one of the sorted `hashes`, and in which of its rows.
+
+    Equal hashes are a reason to look at the texts, and no more.
+    """
+    for one in checked:
+        values: Hashes = getattr(one, column)
+        hits = np.flatnonzero(_is_in(values, hashes))
+        if len(hits):
+            meta = read_meta(folder / one.shard.meta_path)
+            if meta is not None and len(meta) == len(values):  # else it was changed in between
+                yield meta, hits
+
+
+def _sorted(parts: Iterable[Hashes]) -> Hashes:
+    hashes = np.concatenate([np.empty(0, np.uint64), *parts])
+    hashes.sort()
+    return hashes
+
+
+def _is_in(values: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
+    """Tell which of `values` are among `known`, which are sorted. `np.isin` would take several times the memory."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    position = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    found: npt.NDArray[np.bool_] = known[position] == values
+    return found
+
+
+def _by_part(checked: list[Checked]) -> tuple[list[Checked], list[Checked]]:
+    """Return the shards of train and those of test."""
+    is_train = [PART_OF_SPLIT[one.shard.split] == "train" for one in checked]
+    pairs = list(zip(checked, is_train, strict=True))
+    return [one for one, train in pairs if train], [one for one, train in pairs if not train]
+
+
+def _count_unscored_queries(checked: list[Checked]) -> int:
     """Return how many queries have no crop of their person in the gallery under another camera."""
-    split = rows["split"].to_numpy(zero_copy_only=False)
-    pid, camid = rows["pid"].to_numpy().astype(np.int64), rows["camid"].to_numpy().astype(np.int64)
-    is_gallery, is_query = (split == "gallery") & (pid >= 0), split == "query"
-    seen = np.unique(pid[is_gallery] << 32 | camid[is_gallery])
-    people, num_cameras = np.unique(seen >> 32, return_counts=True)
+    gallery = [one.views for one in checked if one.shard.split == "gallery"]
+    seen = np.unique(np.concatenate([np.empty(0, np.int64), *gallery]))
+    people, num_cameras = np.unique(seen[seen >= 0] >> 32, return_counts=True)
     cameras_of = dict(zip(people.tolist(), num_cameras.tolist(), strict=True))
-    own = np.isin(pid[is_query] << 32 | camid[is_query], seen)
-    others = [cameras_of.get(p, 0) - o for p, o in zip(pid[is_query].tolist(), own.tolist(), strict=True)]
-    return sum(number <= 0 for number in others)
+    unscored = 0
+    for one in (one for one in checked if one.shard.split == "query"):
+        own = np.isin(one.views, seen)
+        views = zip((one.views >> 32).tolist(), own.tolist(), one.num_views.tolist(), strict=True)
+        unscored += sum(number for pid, is_own, number in views if cameras_of.get(pid, 0) - is_own <= 0)
+    return unscored
 
 
-def _count_shared_pids(rows: pa.Table) -> int:
-    train = _in_train(rows)
-    pid = rows["pid"].to_numpy()
-    return len(np.intersect1d(pid[train & (pid >= 0)], pid[~train & (pid >= 0)]))
+def _count_shared_pids(checked: list[Checked]) -> int:
+    pids = [{pid for one in part for pid in (one.views >> 32).tolist() if pid >= 0} for part in _by_part(checked)]
+    return len(pids[0] & pids[1])
 
 
-def _count_duplicate_images(rows: pa.Table) -> int:
-    train = _in_train(rows)
-    digests = rows["xxh3"].to_numpy(zero_copy_only=False)
-    return sum(len(part) - len(np.unique(part)) for part in (digests[train], digests[~train]) if len(part))
+def _count_duplicate_images(checked: list[Checked]) -> int:
+    hashes = [_sorted([one.images for one in part]) for part in _by_part(checked)]
+    return sum(int((part[1:] == part[:-1]).sum()) for part in hashes)

@@ -33,7 +33,7 @@ from entire_id.shards.records import Crops, ShardWriter, Spans
 from entire_id.shards.tar import TarShard
 from entire_id.staging import sync
 
-__all__ = ["ROW_GROUPS_KEY", "PreviousShard", "ShardDone", "ShardTask", "write_shard"]
+__all__ = ["CLOCK_STEP_NS", "ROW_GROUPS_KEY", "PreviousShard", "ShardDone", "ShardTask", "write_shard"]
 
 ROW_GROUPS_KEY = b"row_groups"
 """Metadata key of a meta file: JSON list of how many rows each row group of its shard has, in order."""
@@ -45,7 +45,7 @@ _NAME_READERS = {"parquet": parquet.read_names, "webdataset": tar.read_names}
 _WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
 _MAX_GROUP_BYTES = 1 << 30  # an Arrow binary array ends at 2 GiB
 _WINDOW_BYTES = 16 << 20
-_CLOCK_STEP_NS = 100_000_000  # file systems stamp times a little behind the clock
+CLOCK_STEP_NS = 100_000_000  # file systems stamp times a little behind the clock
 _LABEL_FIELDS = [field for field in arrow_schema(shard_columns()) if field.name != "image"]
 _LABEL_SCHEMA = pa.schema(_LABEL_FIELDS)
 _LABELS = [field.name for field in _LABEL_FIELDS]
@@ -155,7 +155,7 @@ def write_shard(task: ShardTask) -> ShardDone:
         if done is None:
             stamps = _Stamps()  # the crops are read anew
             done = _write(task, stamps)
-        if stamps.newest_ns < started_ns - _CLOCK_STEP_NS:
+        if stamps.newest_ns < started_ns - CLOCK_STEP_NS:
             _remember(task, digest, stamps, done)
     except OSError as error:
         raise WriteFailedError(task.tree / task.path, error.strerror or str(error)) from error

@@ -189,10 +189,12 @@ def test_real_crops_have_no_problem(real_crops: Path, tmp_path: Path) -> None:
     assert (report.problems, report.rows) == ((), 402)
 
 
-def test_progress_ends_at_the_number_of_rows(packed: Path) -> None:
-    calls: list[tuple[str, int, int]] = []
-    verify(packed, lambda stage, done, total: calls.append((stage, done, total)))
-    assert calls[-1][1:] == (36, 36)
+def test_progress_ends_at_the_number_of_rows_and_tells_of_bytes_and_problems(packed: Path) -> None:
+    (packed / gallery_of(packed).path).unlink()
+    calls: list[tuple[str, int, int, str]] = []
+    verify(packed, lambda *call: calls.append(call))
+    assert [done for _, done, *_ in calls] == sorted({done for _, done, *_ in calls})
+    assert calls[-1] == ("verifying", 36, 36, "0.0 GB, 1 problems")
 
 
 def test_verifying_changes_nothing(packed_any: Path) -> None:
