@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from entire_id.shards.diff import diff_versions
     from entire_id.shards.manifest import Manifest, read_manifest
     from entire_id.shards.pack import PackConfig, pack
+    from entire_id.shards.repair import repair
     from entire_id.shards.verify import verify
     from entire_id.sources.layouts import open_source
 
@@ -35,6 +36,7 @@ __all__ = [
     "pack",
     "read_features",
     "read_manifest",
+    "repair",
     "verify",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "shards.diff": ["diff_versions"],
     "shards.manifest": ["Manifest", "read_manifest"],
     "shards.pack": ["PackConfig", "pack"],
+    "shards.repair": ["repair"],
     "shards.verify": ["verify"],
     "sources.layouts": ["open_source"],
 }

@@ -24,6 +24,8 @@ from entire_id.records import Progress
 if TYPE_CHECKING:
     from entire_id.shards.manifest import Manifest
     from entire_id.shards.pack import PackReport
+    from entire_id.shards.repair import RepairReport
+    from entire_id.shards.verify import VerifyReport
 
 __all__ = ["app", "main"]
 
@@ -50,6 +52,10 @@ class Format(StrEnum):
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same bytes.")]
 JobsOption = Annotated[int, typer.Option(min=1, help="Processes at work.")]
+LayoutOption = Annotated[str, typer.Option(help="Naming family of a folder or zip.")]
+CamerasOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="cameras.csv with camid, continent. [default: beside the crops]")
+]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A packed data set.")]
 ModelOption = Annotated[str, typer.Option(help="Model that made the features: colour.")]
 FeaturesOption = Annotated[
@@ -192,10 +198,8 @@ def sample(
 def pack(
     source: Annotated[Path, typer.Argument(help="Folder or zip of crops, or a table (.csv, .parquet) of them.")],
     out: Annotated[Path, typer.Argument(help="Folder to make; call it entire-id to load it by that name.")],
-    layout: Annotated[str, typer.Option(help="Naming family of a folder or zip.")] = "entire-id",
-    cameras: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="cameras.csv with camid, continent. [default: beside the crops]")
-    ] = None,
+    layout: LayoutOption = "entire-id",
+    cameras: CamerasOption = None,
     format_: Annotated[Format, typer.Option("--format", help="Parquet, or tar for WebDataset.")] = Format.PARQUET,
     version: Annotated[str, typer.Option(help="Version of the content.")] = "1.0.0",
     name: Annotated[str, typer.Option(help="Name of the data set. [default: that of the folder]")] = "",
@@ -282,23 +286,53 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Sizes, digests and labels only.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image, too.")] = False,
     jobs: JobsOption = 1,
+    repair: Annotated[
+        Path | None, typer.Option(metavar="SOURCE", help="The raw crops: write broken files anew from them.")
+    ] = None,
+    layout: LayoutOption = "entire-id",
+    cameras: CamerasOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every file, row and image of a packed data set. Exit 3 if anything is wrong."""
+    from entire_id.shards.repair import repair as repair_folder
+    from entire_id.shards.verify import verify as verify_folder
+    from entire_id.sources.layouts import open_source
+
+    if repair is None and (layout != "entire-id" or cameras is not None):
+        raise typer.BadParameter("--layout and --cameras describe the crops of --repair")
+    repaired = None
+    with _progress() as progress:
+        if repair is None:
+            report = verify_folder(folder, progress, quick=quick, decode=decode, jobs=jobs)
+        else:
+            opened = open_source(repair, layout, cameras)
+            repaired = repair_folder(folder, opened, progress, quick=quick, decode=decode, jobs=jobs)
+            report = repaired.verified
+    _print_verify(report, repaired, as_json=as_json)
+    if repaired is not None:
+        _tell_repair(repaired, repair)
+    _tell_verify(report)
+    if report.problems:
+        raise typer.Exit(EXIT_PROBLEMS)
+    _say(f"next: entire-id embed {_quote(folder)}")
+
+
+def _print_verify(report: VerifyReport, repaired: RepairReport | None, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from entire_id.shards.verify import verify as verify_folder
-
-    with _progress() as progress:
-        report = verify_folder(folder, progress, quick=quick, decode=decode, jobs=jobs)
-    if report.num_resumed:
-        _say(f"went on with {report.num_resumed} shards that an interrupted run had checked")
     if as_json:
         fields = asdict(report)
         del fields["num_resumed"]  # what was found is the same
+        if repaired is not None:
+            fields |= {"restored": repaired.restored, "unrestored": [asdict(one) for one in repaired.unrestored]}
         _print_json(fields)
     elif report.problems:
         _print_table(["problem", "where", "what"], [(p.kind, p.where, p.detail) for p in report.problems])
+
+
+def _tell_verify(report: VerifyReport) -> None:
+    if report.num_resumed:
+        _say(f"went on with {report.num_resumed} shards that an interrupted run had checked")
     _say(f"{report.rows:,} rows checked, {len(report.problems):,} problems")
     if report.queries_without_positive:
         number = report.queries_without_positive
@@ -307,9 +341,17 @@ def verify(
         _say(f"{report.shared_pids:,} pid numbers stand in train and test; they are different people (train/N, test/N)")
     if report.duplicate_images:
         _say(f"{report.duplicate_images:,} images occur more than once within a part")
-    if report.problems:
-        raise typer.Exit(EXIT_PROBLEMS)
-    _say(f"next: entire-id embed {_quote(folder)}")
+
+
+def _tell_repair(report: RepairReport, source: Path | None) -> None:
+    for path in report.restored:
+        _say(f"restored {path}")
+    if report.old_readme is not None:
+        _say(f"the README that stood there is {report.old_readme} now")
+    for one in report.unrestored:
+        _say(f"could not restore {one.path}: {one.why}")
+    if report.unrestored:
+        _say(f"next: pack a new version: entire-id pack {_quote(source or Path())} NEW --version VERSION")
 
 
 @app.command()

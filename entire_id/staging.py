@@ -12,7 +12,7 @@ from pathlib import Path
 from entire_id.errors import OutputExistsError
 from entire_id.records import is_utf8
 
-__all__ = ["beside", "new_folder", "sync"]
+__all__ = ["beside", "new_folder", "sync", "work_folder"]
 
 _MARK = ".unfinished"  # made first and removed last: a work folder without it is somebody else's
 
@@ -49,7 +49,7 @@ def new_folder(
     _check_target(out, target, replaces)
     work = beside(target, ".partial")
     missing = [parent for parent in work.parents if not parent.exists()]
-    lock = _claim(work, out)
+    lock = _claim(work, out, "making")
     tree = work / "tree"
     try:
         if not keeps:
@@ -76,6 +76,26 @@ def new_folder(
     _release(work, lock)
 
 
+@contextmanager
+def work_folder(folder: Path, suffix: str) -> Iterator[Path]:
+    """Give an empty folder beside `folder`, `<folder><suffix>/tree`, that vanishes at the end.
+
+    What a killed run left there is cleared first.
+
+    Raises:
+        OutputExistsError: it holds something else, or another run is at work there.
+    """
+    work = beside(folder.resolve(), suffix)
+    lock = _claim(work, folder, "repairing")
+    try:
+        _clear(work)
+        tree = work / "tree"
+        tree.mkdir()
+        yield tree
+    finally:
+        _release(work, lock)
+
+
 def _check_target(out: Path, target: Path, replaces: Callable[[Path], bool] | None) -> None:
     if not is_utf8(str(target)):
         raise OutputExistsError(out, "its name is not UTF-8")
@@ -86,7 +106,7 @@ def _check_target(out: Path, target: Path, replaces: Callable[[Path], bool] | No
         raise OutputExistsError(out)
 
 
-def _claim(work: Path, out: Path) -> int:
+def _claim(work: Path, out: Path, doing: str) -> int:
     """Make the work folder, lock its mark and return the lock."""
     mark = work / _MARK
     is_ours = work.is_dir() and not work.is_symlink() and (mark.is_file() or not any(work.iterdir()))
@@ -101,7 +121,7 @@ def _claim(work: Path, out: Path) -> int:
     except (BlockingIOError, FileNotFoundError):  # another run holds it, or has just ended and removed it
         pass
     os.close(lock)
-    raise OutputExistsError(out, "another run is making it")
+    raise OutputExistsError(out, f"another run is {doing} it")
 
 
 def _release(work: Path, lock: int) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "ShardCheck",
     "check_file",
     "check_shard",
+    "read_labels",
     "read_meta",
     "recorded_groups",
     "row_hashes",
@@ -277,6 +278,17 @@ def _check_images(task: ShardCheck, meta: pa.Table) -> Iterator[Problem]:
     recorded = recorded_groups(meta)
     if sum(recorded) != row or (shard.path.endswith(".parquet") and recorded != group_rows):
         yield Problem(Kind.ROWS, shard.meta_path, "its row groups are not those of the shard")
+
+
+def read_labels(path: Path, format_: str) -> pa.Table | None:
+    """Return the labels of a shard in the given format, or, as `parquet`, of a meta file; None if it is damaged."""
+    names = [field.name for field in arrow_schema(shard_columns()) if field.name != "image"]
+    try:
+        if format_ == "parquet":
+            return pq.read_table(path, columns=names, partitioning=None)
+        return pa.concat_tables([labels.select(names) for _, _, labels in tar.read_crops(path)])
+    except (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError):
+        return None
 
 
 def recorded_groups(meta: pa.Table) -> list[int]:

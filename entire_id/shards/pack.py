@@ -23,14 +23,12 @@ from entire_id.errors import (
 )
 from entire_id.records import (
     CAMERAS_FILE,
-    JUNK_PID,
-    UNKNOWN_CONTINENT,
-    Camera,
     Progress,
     Reason,
     Source,
     no_progress,
 )
+from entire_id.shards.cameras import cameras_csv, undescribed_cameras
 from entire_id.shards.configs import render_readme
 from entire_id.shards.engine import run_tasks
 from entire_id.shards.listing import Listing, RejectedLog, list_crops
@@ -41,10 +39,12 @@ from entire_id.shards.manifest import (
     VERSION,
     FileEntry,
     Manifest,
+    Shard,
     file_digest,
     read_manifest,
 )
-from entire_id.shards.plan import Placement, PlannedShard, keyed_hash, plan_shards
+from entire_id.shards.placed import junk_keys, placements
+from entire_id.shards.plan import Placement, PlannedShard, plan_shards
 from entire_id.shards.write import UNFINISHED, PreviousShard, ShardDone, ShardTask, write_shard
 from entire_id.staging import beside, new_folder, sync
 
@@ -152,15 +152,15 @@ def pack(
         ):
             _clear_unfinished(tree)
             listing = list_crops(source, config.seed, log, progress)
-            placements = None if previous is None else _placements(config.previous, previous, config.seed)
-            planned = plan_shards(listing.rows, config.shard_rows, config.seed, placements)
+            placed = None if previous is None else _placements(config.previous or Path(), previous)
+            planned = plan_shards(listing.rows, config.shard_rows, config.seed, placed)
             tasks = _tasks(planned, listing, source, tree, config, previous)
             with closing(run_tasks(write_shard, tasks, config.jobs)) as shards:
                 done = _collect(shards, len(listing.table), log, progress)
             rejected_csv = log.publish()
             if not any(shard.files for shard in done):
                 raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
-            manifest = _write_manifest(tree, config, done, _cameras_csv(source.cameras, listing))
+            manifest = _write_manifest(tree, config, done, cameras_csv(source.cameras, listing))
     except OSError as error:
         if isinstance(error, EntireIdError):
             raise
@@ -170,7 +170,7 @@ def pack(
         manifest=manifest,
         rejected=dict(log.counts),
         rejected_csv=rejected_csv,
-        cameras_undescribed=_undescribed(source.cameras, listing),
+        cameras_undescribed=undescribed_cameras(source.cameras, listing),
         num_kept=sum(shard.kept for shard in done),
         num_resumed=sum(shard.resumed for shard in done),
     )
@@ -210,21 +210,13 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def _placements(folder: Path | None, manifest: Manifest, seed: int) -> dict[tuple[str, str], Placement]:
-    """Return where the previous version has its people, and its junk."""
-    placements: dict[tuple[str, str], Placement] = {}
+def _placements(folder: Path, manifest: Manifest) -> dict[tuple[str, str], Placement]:
     digests = {entry.path: entry.sha256 for entry in manifest.files}
-    for shard in manifest.shards:
-        number = _shard_number(shard.path)
-        place = placements.setdefault((shard.split, shard.continent), Placement({}, {}, 0))
-        meta = _read_placed(folder or Path(), digests[shard.meta_path], shard.meta_path)
-        junk = meta.filter(meta["pid"].to_numpy() == JUNK_PID)["key"].to_pylist()
-        placements[shard.split, shard.continent] = Placement(
-            {**place.shard_of_pid, **dict.fromkeys(shard.pids, number)},
-            {**place.shard_of_junk, **{keyed_hash(key, seed): number for key in junk}},
-            max(place.next_number, number + 1),
-        )
-    return placements
+
+    def junk_of(shard: Shard) -> list[str]:
+        return junk_keys(_read_placed(folder, digests[shard.meta_path], shard.meta_path))
+
+    return placements(manifest, junk_of)
 
 
 def _read_placed(folder: Path, sha256: str, meta_path: str) -> pa.Table:
@@ -234,10 +226,6 @@ def _read_placed(folder: Path, sha256: str, meta_path: str) -> pa.Table:
     except OSError as error:
         raise PreviousVersionError(folder, f"{meta_path} cannot be read ({error})") from error
     raise PreviousVersionError(folder, f"{meta_path} is not the file of its manifest")
-
-
-def _shard_number(path: str) -> int:
-    return int(path.rpartition("-")[2].partition(".")[0])
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -289,11 +277,11 @@ def _write_text(folder: Path, name: str, text: str, rows: int = 0) -> FileEntry:
     return FileEntry(name, rows, path.stat().st_size, file_digest(path))
 
 
-def _write_manifest(tree: Path, config: PackConfig, shards: list[ShardDone], cameras_csv: str) -> Manifest:
+def _write_manifest(tree: Path, config: PackConfig, shards: list[ShardDone], cameras: str) -> Manifest:
     """Write cameras.csv, manifest.json and README.md, and remove what an earlier run with another plan left."""
-    num_cameras = len(list(csv.DictReader(io.StringIO(cameras_csv))))
+    num_cameras = len(list(csv.DictReader(io.StringIO(cameras))))
     files = [entry for done in shards for entry in done.files]
-    files.append(_write_text(tree, CAMERAS_FILE, cameras_csv, num_cameras))
+    files.append(_write_text(tree, CAMERAS_FILE, cameras, num_cameras))
     manifest = Manifest(
         name=config.name,
         version=config.version,
@@ -313,41 +301,3 @@ def _write_manifest(tree: Path, config: PackConfig, shards: list[ShardDone], cam
     _write_text(tree, MANIFEST_FILE, manifest.to_json())
     _write_text(tree, README_FILE, render_readme(manifest))
     return manifest
-
-
-# --- cameras ----------------------------------------------------------------------------------------------------------
-
-
-def _seen_continents(listing: Listing) -> dict[int, set[str]]:
-    """Return the continents under which each camera's crops are packed."""
-    seen: dict[int, set[str]] = {}
-    pairs = listing.table.select(["camid", "continent"]).group_by(["camid", "continent"]).aggregate([])
-    for camid, continent in zip(pairs["camid"].to_pylist(), pairs["continent"].to_pylist(), strict=True):
-        seen.setdefault(camid, set()).add(continent)
-    return seen
-
-
-def _undescribed(cameras: tuple[Camera, ...], listing: Listing) -> tuple[int, ...]:
-    described = {camera.camid for camera in cameras}
-    seen = _seen_continents(listing).items()
-    return tuple(sorted(camid for camid, found in seen if UNKNOWN_CONTINENT in found and camid not in described))
-
-
-def _cameras_csv(cameras: tuple[Camera, ...], listing: Listing) -> str:
-    """Return the text of `cameras.csv`: what the owner wrote, and every camera that was seen.
-
-    The continent is that of the camera's crops, blank where they have several (a table may name them).
-    """
-    described = {camera.camid: camera for camera in cameras if camera.continent is not None}
-    seen = _seen_continents(listing)
-    extra = list(dict.fromkeys(name for camera in cameras for name in camera.columns))
-    columns = ["camid", "continent", *(name for name in extra if name not in ("camid", "continent"))]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for camid in sorted({*described, *seen}):
-        camera = described.get(camid, Camera(camid, UNKNOWN_CONTINENT))
-        found = seen.get(camid, {camera.continent})
-        continent = next(iter(found)) if len(found) == 1 else ""
-        writer.writerow({**camera.columns, "camid": camid, "continent": continent})
-    return text.getvalue()
