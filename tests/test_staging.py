@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from entire_id.errors import OutputExistsError
-from entire_id.staging import new_folder
+from entire_id.staging import new_folder, work_folder
 
 KILLED = """
 import os, signal, sys
@@ -189,3 +189,26 @@ def test_kept_work_becomes_an_empty_folder_that_was_there(tmp_path: Path) -> Non
     with new_folder(tmp_path / "out", keeps=(Stopped,)):
         pass
     assert names(tmp_path) == ["out", "out/half"]
+
+
+def test_a_work_folder_is_empty_and_vanishes_however_the_work_ends(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for error in (None, KeyboardInterrupt):
+        try:
+            with work_folder(tmp_path / "set", ".repairing") as work:
+                assert work.parent == tmp_path / "set.repairing"
+                assert names(work) == []
+                (work / "half").write_text("done")
+                if error:
+                    raise error
+        except KeyboardInterrupt:
+            pass
+        assert names(tmp_path) == ["set"]
+
+
+def test_a_work_folder_of_somebody_else_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "set.repairing").mkdir()
+    (tmp_path / "set.repairing" / "mine").touch()
+    with pytest.raises(OutputExistsError, match="holds something else"), work_folder(tmp_path / "set", ".repairing"):
+        pass
+    assert names(tmp_path) == ["set.repairing", "set.repairing/mine"]

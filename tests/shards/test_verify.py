@@ -230,6 +230,24 @@ def test_a_flipped_bit_anywhere_is_found(packed_any: Path, kind: str) -> None:
         (packed_any / path).write_bytes(sound)
 
 
+@pytest.mark.parametrize("position", [-2, -7, -20, -200])
+def test_a_flipped_bit_in_the_footer_is_found(packed: Path, position: int) -> None:
+    """The last 8 bytes are the footer's length and the magic number."""
+    for path in (gallery_of(packed).path, gallery_of(packed).meta_path):
+        flip(packed / path, position)
+        assert (Kind.SHA256, path) in found(packed)
+
+
+def test_shards_that_are_swapped_are_found(packed_any: Path) -> None:
+    one, other = (shard for shard in read_manifest(packed_any).shards if shard.split == "gallery")
+    for kind in ("path", "meta_path"):
+        paths = [getattr(shard, kind) for shard in (one, other)]
+        (packed_any / paths[0]).rename(packed_any / "aside")
+        (packed_any / paths[1]).rename(packed_any / paths[0])
+        (packed_any / "aside").rename(packed_any / paths[1])
+        assert set(paths) <= {where for kind, where in found(packed_any) if kind in (Kind.SIZE, Kind.SHA256)}
+
+
 @pytest.mark.parametrize("kind", ["path", "meta_path"])
 def test_a_truncated_file_is_found(packed_any: Path, kind: str) -> None:
     path = getattr(gallery_of(packed_any), kind)
@@ -745,6 +763,23 @@ def test_many_damages_are_all_found(packed_any: Path) -> None:
         (Kind.UNLISTED, "notes.txt"),
         (Kind.MISSING, "README.md"),
     }
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_two_jobs_find_what_one_finds_in_the_same_order(crops: Path, tmp_path: Path, format_: str) -> None:
+    shutil.copytree(crops / "bounding_box_test", crops / "bounding_box_train")  # every image leaks
+    folder = pack_folder(crops, tmp_path / "entire-id", format=format_, shard_rows=8)
+    one, other, another, *_, last = read_manifest(folder).shards
+    flip(folder / one.path, 700)
+    (folder / other.path).unlink()
+    (folder / another.meta_path).write_bytes((folder / last.meta_path).read_bytes())
+    os.truncate(folder / last.path, 1000)
+    report = verify(folder)
+    assert {Kind.SHA256, Kind.IMAGE, Kind.MISSING, Kind.LEAK, Kind.KEY} <= {problem.kind for problem in report.problems}
+    calls: list[int] = []
+    assert verify(folder, lambda stage, done, total, note: calls.append(done), jobs=2) == report
+    assert calls == sorted(calls)
+    assert calls[-1] == 36 + 24
 
 
 # --- the command
