@@ -95,19 +95,11 @@ def repair(
     except ManifestError:
         why = "it says what all other files are, so nothing can be restored without it: bring it back from a copy"
         return RepairReport((), (Unrestored(MANIFEST_FILE, why),), None, verify(folder))
-    with remember_findings(folder, manifest, mode) as findings:
-        report = check_all(folder, manifest, mode, findings, progress, jobs)
-    broken = _broken(folder, manifest, report)
-    if not broken:
-        return RepairReport((), (), None, report)
     had_readme = os.path.lexists(folder / README_FILE)
-    try:
-        with work_folder(folder, ".repairing") as tree:
-            outcome = dict(_restore(_Bench(folder, manifest, source, broken, tree), progress, jobs))
-    except OSError as error:
-        if isinstance(error, EntireIdError):
-            raise
-        raise WriteFailedError(error.filename or folder, error.strerror or str(error)) from error
+    with remember_findings(folder, manifest, mode) as findings:  # kept if the restoring is interrupted
+        report = check_all(folder, manifest, mode, findings, progress, jobs)
+        broken = _broken(folder, manifest, report)
+        outcome = _restore_all(folder, manifest, source, broken, progress, jobs) if broken else {}
     restored = tuple(path for path, why in outcome.items() if why is None)
     unrestored = tuple(Unrestored(path, why) for path, why in outcome.items() if why is not None)
     if restored:  # shards that were not touched need not be read again
@@ -116,6 +108,19 @@ def repair(
         report = replace(again, num_resumed=report.num_resumed)
     old_readme = _old_readme(folder) if had_readme and README_FILE in restored else None
     return RepairReport(restored, unrestored, old_readme, report)
+
+
+def _restore_all(
+    folder: Path, manifest: Manifest, source: Source, broken: frozenset[str], progress: Progress, jobs: int
+) -> dict[str, str | None]:
+    """Put in place what can be restored; return each broken file with the reason why it was not, if so."""
+    try:
+        with work_folder(folder, ".repairing") as tree:
+            return dict(_restore(_Bench(folder, manifest, source, broken, tree), progress, jobs))
+    except OSError as error:
+        if isinstance(error, EntireIdError):
+            raise
+        raise WriteFailedError(error.filename or folder, error.strerror or str(error)) from error
 
 
 def _broken(folder: Path, manifest: Manifest, report: VerifyReport) -> frozenset[str]:
@@ -152,7 +157,7 @@ class _Bench:
 
 
 def _restore(bench: _Bench, progress: Progress, jobs: int) -> Iterator[tuple[str, str | None]]:
-    """Put in place what can be restored; yield each broken file with the reason why it was not, if so."""
+    """See `_restore_all`."""
     if README_FILE in bench.broken:
         yield README_FILE, _restore_readme(bench)
     if not bench.broken - {README_FILE}:

@@ -151,7 +151,11 @@ def _check_readme(path: Path, expected: str) -> Iterator[Problem]:
     if not path.is_file():
         yield Problem(Kind.MISSING, README_FILE, "plain `datasets` finds no splits without it")
         return
-    found = path.read_text("utf-8", errors="replace")
+    try:
+        found = path.read_text("utf-8", errors="replace")
+    except OSError as error:
+        yield Problem(Kind.UNREADABLE, README_FILE, error.strerror or str(error))
+        return
     if found != expected and loading_rules(found) != loading_rules(expected):
         yield Problem(Kind.README, README_FILE, "its configs or dataset_info are not those of the manifest")
 
@@ -160,6 +164,8 @@ def _check_cameras(path: Path, expected_rows: int) -> Iterator[Problem]:
     if path.is_file():
         try:
             rows = len(list(csv.DictReader(io.StringIO(path.read_text("utf-8", errors="replace")))))
+        except OSError:  # reported already
+            return
         except csv.Error as error:
             yield Problem(Kind.UNREADABLE, CAMERAS_FILE, str(error))
             return

@@ -24,7 +24,7 @@ from entire_id.shards.verify import Kind, verify
 from entire_id.sources.layouts import open_source
 from entire_id.staging import work_folder
 
-from builders import CAMERAS, crop_names, image_bytes, pack_folder, tree, write_crops
+from builders import CAMERAS, StoppedError, crop_names, image_bytes, pack_folder, settle, tree, write_crops
 
 FORMATS = ["parquet", "webdataset"]
 SHARD_ROWS = 16
@@ -366,6 +366,25 @@ def test_of_two_repairs_at_once_the_second_is_refused(packed: Path, templates: P
         with pytest.raises(OutputExistsError, match="another run is repairing it"):
             mend(packed, templates / "crops")
     assert mend(packed, templates / "crops").verified.problems == ()
+
+
+def test_a_repair_that_is_interrupted_need_not_check_everything_again(packed: Path, templates: Path) -> None:
+    before = tree(packed)
+    lose_every_second(packed)
+    settle()
+
+    def interrupt(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "restoring" and done == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        repair(packed, open_source(templates / "crops"), interrupt)
+    assert not packed.with_name("entire-id.repairing").exists()
+    report = mend(packed, templates / "crops")
+    assert report.verified.num_resumed == len(read_manifest(packed).shards) // 2
+    assert len(report.restored) == len(read_manifest(packed).shards[::2]) * 2 - 4
+    assert tree(packed) == before
+    assert [path.name for path in packed.parent.iterdir()] == ["entire-id"]
 
 
 def test_what_a_killed_repair_left_is_cleared(packed: Path, templates: Path) -> None:
