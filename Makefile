@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format test-datasets3 test-pythons bench-pack bench-scale
+.PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 bench-pack bench-scale
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -21,7 +21,7 @@ demo: $(STAMP) ## Draw people, pack, verify, load, stream, score: the whole way,
 	$(BIN)/entire-id demo demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(STAMP) ## Look at style, types and layers; changes nothing
 	$(BIN)/ruff check .
@@ -38,6 +38,9 @@ test-datasets3: $(STAMP) ## Load packed folders with datasets 3.6.0, in an envir
 
 test-pythons: $(STAMP) ## Run the tests that need no torch under other Pythons, where these are installed
 	$(BIN)/python tests/pythons/run.py
+
+test-s3: $(STAMP) ## Pack from and to an S3 server on loopback, in an environment of its own
+	$(BIN)/python tests/s3/run.py
 
 .venv-rivals/.installed:
 	$(PYTHON) -m venv .venv-rivals

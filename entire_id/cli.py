@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entire_id.errors import EntireIdError
+from entire_id.errors import EntireIdError, PreviousVersionError
 from entire_id.records import Progress
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ app = typer.Typer(
 EXIT_ERROR, EXIT_PROBLEMS = 1, 3
 _WIDE = 10_000  # columns of a table that no terminal folds
 _PATIENCE_S = 2.0  # steps shorter than this show no progress bar
+
+
+class Engine(StrEnum):
+    """What gives the work to processes."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class Format(StrEnum):
@@ -196,8 +203,12 @@ def sample(
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help="Folder or zip of crops, or a table (.csv, .parquet) of them.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make; call it entire-id to load it by that name.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder (or its URL) or zip of crops, or a table (.csv, .parquet) of them.")
+    ],
+    out: Annotated[
+        str, typer.Argument(help="Folder to make, or its URL (s3://…); call it entire-id to load it by that name.")
+    ],
     layout: LayoutOption = "entire-id",
     cameras: CamerasOption = None,
     format_: Annotated[Format, typer.Option("--format", help="Parquet, or tar for WebDataset.")] = Format.PARQUET,
@@ -207,20 +218,29 @@ def pack(
     seed: SeedOption = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be packed.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image; reject what does not decode.")] = False,
-    jobs: JobsOption = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at work, on all machines together.")] = 1,
     previous: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The version before: people stay in their shards.")
+        str | None, typer.Option(metavar="DIR", help="The version before: people stay in their shards.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="Processes of this machine, or of a Ray cluster.")] = Engine.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help="Ray cluster to join: auto or host:port. [default: one of this machine]"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pack loose crops into shards that `load_dataset` reads."""
+    from entire_id.remote import place_of
     from entire_id.shards.pack import PackConfig
     from entire_id.shards.pack import pack as pack_source
     from entire_id.sources.layouts import open_source
     from entire_id.sources.table import TABLE_SUFFIXES
 
+    old = _here(previous)
     with _usage():
-        config = PackConfig(version, format_.value, name, shard_size, seed, strict, decode, jobs, previous)
+        config = PackConfig(
+            version, format_.value, name, shard_size, seed, strict, decode, jobs, old, engine.value, address
+        )
     opened = open_source(source, layout, cameras)
     unusable = sorted(str(camera.camid) for camera in opened.cameras if camera.continent is None)
     if unusable:
@@ -236,9 +256,23 @@ def pack(
     else:
         _print_totals(report.manifest)
     _tell_pack(report)
-    if source.suffix.lower() not in TABLE_SUFFIXES and not {"train", "val"} & report.manifest.splits.keys():
+    if not source.lower().endswith(tuple(TABLE_SUFFIXES)) and not {"train", "val"} & report.manifest.splits.keys():
         _say("there is no train part (ENTIRe-ID's was not released by the authors)")
-    _say(f"packed into {out}\nnext: entire-id verify {_quote(out)}")
+    folder = place_of(out)
+    if isinstance(folder, Path):
+        _say(f"packed into {folder}\nnext: entire-id verify {_quote(folder)}")
+    else:
+        _say(f"packed into {report.folder}\nnext: copy it to a folder DIR here and type: entire-id verify DIR")
+
+
+def _here(previous: str | None) -> Path | None:
+    """Return the folder of the previous version, which is read where it lies."""
+    from entire_id.remote import place_of
+
+    folder = None if previous is None else place_of(previous)
+    if isinstance(folder, str):
+        raise PreviousVersionError(folder, "it is read file by file; copy it to a folder here first")
+    return folder
 
 
 def _tell_pack(report: PackReport) -> None:

@@ -6,10 +6,13 @@
     │   ├── CamerasFileError                  cameras.csv is malformed
     │   ├── TableError                        the table lacks a column
     │   ├── CropRejectedError                 --strict, and one crop was rejected
-    │   └── SourceChangedError                a file changed or vanished while it was packed
+    │   ├── SourceChangedError                a file changed or vanished while it was packed
+    │   └── SourceUnreachableError            the other end of a URL refuses, or does not answer
     ├── OutputExistsError (FileExistsError)   the target folder holds something
     ├── WriteFailedError (OSError)            the disk is full, or refuses
     ├── WorkerDiedError (RuntimeError)        a worker process was killed
+    ├── ClusterError (RuntimeError)           a Ray cluster does not answer, or breaks down
+    ├── MissingExtraError (ImportError)       a package that only some need is not installed
     ├── PreviousVersionError (ValueError)     a version cannot follow the previous one
     ├── NothingToPackError (ValueError)       no crop survived
     ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
@@ -33,6 +36,7 @@ from shlex import quote
 
 __all__ = [
     "CamerasFileError",
+    "ClusterError",
     "ConfigNotFoundError",
     "CropRejectedError",
     "DatasetNotFoundError",
@@ -42,12 +46,14 @@ __all__ = [
     "ImageDecodeError",
     "LayoutNotFoundError",
     "ManifestError",
+    "MissingExtraError",
     "NothingToPackError",
     "OutputExistsError",
     "PreviousVersionError",
     "RepositoryNotFoundError",
     "SourceChangedError",
     "SourceError",
+    "SourceUnreachableError",
     "SplitNotFoundError",
     "TableError",
     "WorkerDiedError",
@@ -143,6 +149,14 @@ class SourceChangedError(SourceError):
         super().__init__(path, f"{what} while it was packed. Type the same command again: it goes on where it stopped")
 
 
+class SourceUnreachableError(SourceError):
+    """The other end of a URL refuses, or does not answer."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        again = "See to it, then type the same command again: it goes on where it stopped"
+        super().__init__(path, f"cannot be read ({what}). {again}")
+
+
 class OutputExistsError(EntireIdError, FileExistsError):
     """The target folder holds something; nothing is ever overwritten."""
 
@@ -166,6 +180,26 @@ class WorkerDiedError(EntireIdError, RuntimeError):
     def __init__(self) -> None:
         again = "Type the same command again: it goes on where it stopped; --jobs 1 needs the least memory"
         super().__init__(f"a worker process was killed. {again}")
+
+
+class ClusterError(EntireIdError, RuntimeError):
+    """A Ray cluster does not answer, or breaks down."""
+
+    def __init__(self, address: str, what: str) -> None:
+        self.address = address
+        again = "Look at it with: ray status. The same command goes on where it stopped, also with --engine local"
+        super().__init__(f"the Ray cluster {address!r} does not do the work: {what}. {again}")
+
+
+class MissingExtraError(EntireIdError, ImportError):
+    """A package that only some need is not installed."""
+
+    def __init__(self, package: str, needed_for: str, extra: str = "") -> None:
+        self.package = package
+        self.needed_for = needed_for
+        self.extra = extra
+        install = f"'entire-id[{extra}]'" if extra else package
+        super().__init__(f"{package} is not installed; {needed_for} needs it. Type: pip install {install}")
 
 
 class PreviousVersionError(EntireIdError, ValueError):

@@ -123,7 +123,7 @@ class Rejected:
 
 
 class RawFile(NamedTuple):
-    """The bytes of one file, and its `Source.stamp` when they were read."""
+    """The bytes of one file, and its `Source.stamp` when they were read; `()` where reading does not tell."""
 
     data: bytes
     stamp: tuple[int, ...]

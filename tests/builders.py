@@ -82,7 +82,7 @@ def many_crops(folder: Path, people: int, shots: int) -> Path:
 class Wrapped:
     """A source that a test may spoil: all of another's, to be overridden."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._source = open_source(path)
         self.name, self.cameras = self._source.name, self._source.cameras
 
@@ -99,7 +99,7 @@ class Wrapped:
 class Slow(Wrapped):
     """A source that takes a while for every crop, in every process."""
 
-    def __init__(self, path: Path, wait_s: float) -> None:
+    def __init__(self, path: Path | str, wait_s: float) -> None:
         super().__init__(path)
         self._wait_s = wait_s
 

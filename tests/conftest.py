@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 
 from builders import CAMERAS, crop_names, pack_folder, write_crops
 
-collect_ignore = ["datasets3", "pythons"]  # programs of their own environments
+collect_ignore = ["datasets3", "pythons", "s3"]  # programs of their own environments
 
 # Started in the background a process ignores Ctrl-C, and so would those that it starts: the tests send it.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

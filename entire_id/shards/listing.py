@@ -20,7 +20,7 @@ from entire_id.errors import CropRejectedError, OutputExistsError
 from entire_id.records import SPLITS, Progress, Reason, Rejected, Sample, Source
 from entire_id.shards.plan import Rows, hash_keys
 
-__all__ = ["Listing", "RejectedLog", "list_crops", "samples_of"]
+__all__ = ["Listing", "RejectedLog", "is_rejected_list", "list_crops", "samples_of"]
 
 _HEADER = ("path", "reason", "detail")
 _MAX_SORTED_ROWS = 200_000
@@ -58,8 +58,7 @@ class RejectedLog:
 
     def _is_ours(self) -> bool:
         """Tell whether an earlier run wrote the file that stands there."""
-        header = (",".join(_HEADER) + "\n").encode()
-        return self.path.is_file() and self.path.read_bytes()[: len(header)] == header
+        return self.path.is_file() and is_rejected_list(self.path.read_bytes())
 
     def add(self, rejected: Rejected) -> None:
         """Note one file.
@@ -99,6 +98,11 @@ class RejectedLog:
                 self._file.close()
         finally:
             self._partial.unlink(missing_ok=True)
+
+
+def is_rejected_list(data: bytes) -> bool:
+    """Tell whether a file that starts with `data` is a list of rejected files."""
+    return data.startswith((",".join(_HEADER) + "\n").encode())
 
 
 @dataclass(frozen=True, slots=True)

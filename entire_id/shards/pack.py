@@ -1,10 +1,10 @@
-"""Samples → a folder of shards with its manifest: list, plan, write, rename."""
+"""Samples → a folder of shards with its manifest: list, plan, write, give it its name."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entire_id.errors import (
+    ClusterError,
     EntireIdError,
     NothingToPackError,
     OutputExistsError,
     PreviousVersionError,
     SourceChangedError,
+    SourceUnreachableError,
     WorkerDiedError,
     WriteFailedError,
 )
@@ -28,9 +30,10 @@ from entire_id.records import (
     Source,
     no_progress,
 )
+from entire_id.remote import UNFINISHED, is_url, place_of, shown
 from entire_id.shards.cameras import cameras_csv, undescribed_cameras
 from entire_id.shards.configs import render_readme
-from entire_id.shards.engine import run_tasks
+from entire_id.shards.engine import check_ray, run_on_ray, run_tasks
 from entire_id.shards.listing import Listing, RejectedLog, list_crops
 from entire_id.shards.manifest import (
     FORMATS,
@@ -45,12 +48,23 @@ from entire_id.shards.manifest import (
 )
 from entire_id.shards.placed import junk_keys, placements
 from entire_id.shards.plan import Placement, PlannedShard, plan_shards
-from entire_id.shards.write import UNFINISHED, PreviousShard, ShardDone, ShardTask, write_shard
-from entire_id.staging import beside, new_folder, sync
+from entire_id.shards.store import Store, open_store
+from entire_id.shards.write import PreviousShard, ShardDone, ShardTask, known_stamps, write_shard
 
-__all__ = ["PackConfig", "PackReport", "pack"]
+__all__ = ["ENGINES", "PackConfig", "PackReport", "pack"]
 
-_GO_ON_AFTER = (OSError, KeyboardInterrupt, MemoryError, SourceChangedError, WorkerDiedError)
+ENGINES = ("local", "ray")
+"""What may give the work to processes: those of this machine, or a Ray cluster."""
+
+_GO_ON_AFTER = (
+    OSError,
+    KeyboardInterrupt,
+    MemoryError,
+    SourceChangedError,
+    SourceUnreachableError,
+    WorkerDiedError,
+    ClusterError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,8 @@ class PackConfig:
         decode: decode every image, and reject what does not decode; about 150 µs a crop.
         jobs: processes that write shards; see `engine.run_tasks`.
         previous: folder of the version before: people stay in their shards, and unchanged shards are kept as they are.
+        engine: one of `ENGINES`.
+        address: of the Ray cluster to join, `auto` or `host:port`; one of this machine's own is started without.
     """
 
     version: str = "1.0.0"
@@ -78,6 +94,8 @@ class PackConfig:
     decode: bool = False
     jobs: int = 1
     previous: Path | None = None
+    engine: str = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -93,6 +111,10 @@ class PackConfig:
             raise ValueError(f"shard_rows {self.shard_rows} and jobs {self.jobs} must be at least 1")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed {self.seed} is not in 0..2**64 - 1")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine {self.engine!r} is none of {', '.join(ENGINES)}")
+        if self.address is not None and self.engine != "ray":
+            raise ValueError(f"address {self.address!r} is for the engine ray, not {self.engine}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +122,7 @@ class PackReport:
     """What was packed.
 
     Attributes:
-        folder: the data set.
+        folder: the data set: its path, or its URL.
         manifest: what it holds.
         rejected: files left out, by reason.
         rejected_csv: their list; None if there are none.
@@ -109,10 +131,10 @@ class PackReport:
         num_resumed: shards that an interrupted run had finished.
     """
 
-    folder: Path
+    folder: Path | str
     manifest: Manifest
     rejected: Mapping[Reason, int]
-    rejected_csv: Path | None
+    rejected_csv: Path | str | None
     cameras_undescribed: tuple[int, ...]
     num_kept: int = 0
     num_resumed: int = 0
@@ -128,7 +150,7 @@ def pack(
 
     Args:
         source: raw crops.
-        out: folder to make; it must not exist, or be empty.
+        out: folder to make, a path or a URL; it must not exist, or be empty.
         config: how to pack; `PackConfig()` by default.
         progress: told how far it is.
 
@@ -139,34 +161,38 @@ def pack(
         CropRejectedError: `config.strict` and one file was rejected.
         SourceChangedError: a file changed or vanished while it was read.
         WriteFailedError: the disk is full, or refuses.
+        SourceUnreachableError: the other end of the source's URL refuses, or does not answer.
+        ClusterError: the Ray cluster does not answer, or breaks down.
+        MissingExtraError: a package is missing that the engine or a URL needs.
         PreviousVersionError: the version cannot follow the previous one.
     """
-    out, config = Path(out), config or PackConfig()
-    config = replace(config, name=config.name or out.resolve().name)
+    out, config = place_of(out), config or PackConfig()
+    config = replace(config, name=config.name or _last_name(out))
     _check_outside(out, source)
+    if config.engine == "ray":
+        check_ray()
     previous = None if config.previous is None else _read_previous(config)
     try:
         with (
-            new_folder(out, keeps=_GO_ON_AFTER) as tree,
-            RejectedLog(beside(out, ".rejected.csv"), strict=config.strict) as log,
+            open_store(out, _GO_ON_AFTER) as (store, rejected_path),
+            RejectedLog(rejected_path, strict=config.strict) as log,
         ):
-            _clear_unfinished(tree)
             listing = list_crops(source, config.seed, log, progress)
             placed = None if previous is None else _placements(config.previous or Path(), previous)
             planned = plan_shards(listing.rows, config.shard_rows, config.seed, placed)
-            tasks = _tasks(planned, listing, source, tree, config, previous)
-            with closing(run_tasks(write_shard, tasks, config.jobs)) as shards:
+            tasks = _tasks(planned, listing, source, store, config, previous)
+            with closing(_run(tasks, config)) as shards:
                 done = _collect(shards, len(listing.table), log, progress)
-            rejected_csv = log.publish()
+            rejected_csv = store.publish_rejected(log.publish())
             if not any(shard.files for shard in done):
                 raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
-            manifest = _write_manifest(tree, config, done, cameras_csv(source.cameras, listing))
+            manifest = _write_manifest(store, config, done, cameras_csv(source.cameras, listing))
     except OSError as error:
         if isinstance(error, EntireIdError):
             raise
-        raise WriteFailedError(error.filename or out, error.strerror or str(error)) from error
+        raise WriteFailedError(error.filename or shown(str(out)), error.strerror or str(error)) from error
     return PackReport(
-        folder=out,
+        folder=out if isinstance(out, Path) else shown(out),
         manifest=manifest,
         rejected=dict(log.counts),
         rejected_csv=rejected_csv,
@@ -176,15 +202,16 @@ def pack(
     )
 
 
-def _clear_unfinished(tree: Path) -> None:
-    """Remove the files that a killed run was writing."""
-    for folder in (tree, tree.parent / "notes"):
-        for path in folder.glob(f"*{UNFINISHED}"):
-            path.unlink()
+def _last_name(out: Path | str) -> str:
+    return out.resolve().name if isinstance(out, Path) else out.rpartition("/")[2]
 
 
-def _check_outside(out: Path, source: Source) -> None:
+def _check_outside(out: Path | str, source: Source) -> None:
     """Refuse an output within the crops: the next run would take it for crops."""
+    if isinstance(out, str):
+        if f"{shown(out)}/".startswith(f"{source.name}/"):
+            raise OutputExistsError(shown(out), "it lies inside the folder of crops")
+        return
     inside = Path(source.name).resolve()
     if inside.is_dir() and inside in [out.resolve(), *out.resolve().parents]:
         raise OutputExistsError(out, "it lies inside the folder of crops")
@@ -235,7 +262,7 @@ def _tasks(
     planned: list[PlannedShard],
     listing: Listing,
     source: Source,
-    tree: Path,
+    store: Store,
     config: PackConfig,
     previous: Manifest | None,
 ) -> Iterator[ShardTask]:
@@ -245,17 +272,24 @@ def _tasks(
         path = f"data/{plan.stem}{FORMATS[config.format]}"
         old = shards.get(path)
         kept = config.previous and old and PreviousShard(config.previous, old, (entries[path], entries[old.meta_path]))
-        yield ShardTask(
+        task = ShardTask(
             source=source,
             rows=listing.take(plan.rows),
             group_stops=tuple(plan.group_stops.tolist()),
             stem=plan.stem,
             format=config.format,
             decode=config.decode,
-            tree=tree,
-            notes=tree.parent / "notes",
+            store=store,
             previous=kept or None,
         )
+        # The listing of a URL has said when each file changed; a worker would have to ask for every one.
+        yield replace(task, stamps=known_stamps(task)) if is_url(source.name) else task
+
+
+def _run(tasks: Iterator[ShardTask], config: PackConfig) -> Generator[ShardDone, None, None]:
+    if config.engine == "ray":
+        return run_on_ray(write_shard, tasks, config.jobs, config.address)
+    return run_tasks(write_shard, tasks, config.jobs)
 
 
 def _collect(shards: Iterator[ShardDone], total: int, log: RejectedLog, progress: Progress) -> list[ShardDone]:
@@ -270,18 +304,22 @@ def _collect(shards: Iterator[ShardDone], total: int, log: RejectedLog, progress
     return finished
 
 
-def _write_text(folder: Path, name: str, text: str, rows: int = 0) -> FileEntry:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    sync(path)
-    return FileEntry(name, rows, path.stat().st_size, file_digest(path))
+def _write_text(store: Store, name: str, text: str, rows: int = 0) -> FileEntry:
+    with store.scratch() as scratch:
+        path = scratch / f"{name}{UNFINISHED}"
+        path.write_text(text, encoding="utf-8")
+        digest = file_digest(path)
+        return FileEntry(name, rows, store.place(path, name), digest)
 
 
-def _write_manifest(tree: Path, config: PackConfig, shards: list[ShardDone], cameras: str) -> Manifest:
-    """Write cameras.csv, manifest.json and README.md, and remove what an earlier run with another plan left."""
+def _write_manifest(store: Store, config: PackConfig, shards: list[ShardDone], cameras: str) -> Manifest:
+    """Write cameras.csv, README.md and manifest.json, and remove what an earlier run with another plan left.
+
+    The manifest is last: at a URL it is what makes the folder a data set.
+    """
     num_cameras = len(list(csv.DictReader(io.StringIO(cameras))))
     files = [entry for done in shards for entry in done.files]
-    files.append(_write_text(tree, CAMERAS_FILE, cameras, num_cameras))
+    files.append(_write_text(store, CAMERAS_FILE, cameras, num_cameras))
     manifest = Manifest(
         name=config.name,
         version=config.version,
@@ -291,13 +329,7 @@ def _write_manifest(tree: Path, config: PackConfig, shards: list[ShardDone], cam
         shards=tuple(done.shard for done in shards if done.shard),
         files=tuple(sorted(files, key=lambda entry: entry.path)),
     )
-    listed = {entry.path for entry in files}
-    for path in sorted(tree.rglob("*"), reverse=True):  # files before the folders that hold them
-        if path.is_dir():
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif path.relative_to(tree).as_posix() not in listed:
-            path.unlink()
-    _write_text(tree, MANIFEST_FILE, manifest.to_json())
-    _write_text(tree, README_FILE, render_readme(manifest))
+    store.tidy(files)
+    _write_text(store, README_FILE, render_readme(manifest))
+    _write_text(store, MANIFEST_FILE, manifest.to_json())
     return manifest

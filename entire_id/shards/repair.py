@@ -26,6 +26,7 @@ from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, Manifest, Shar
 from entire_id.shards.placed import junk_keys, placements, shard_number
 from entire_id.shards.plan import Indices, Placement, PlannedShard, Rows, hash_keys, plan_shards
 from entire_id.shards.restore import Restored, RestoreTask, restore_shard
+from entire_id.shards.store import LocalStore
 from entire_id.shards.verify import VerifyReport, check_all, verify
 from entire_id.shards.write import ShardTask
 from entire_id.staging import beside, sync, work_folder
@@ -166,7 +167,6 @@ def _restore(bench: _Bench, progress: Progress, jobs: int) -> Iterator[tuple[str
         listing = list_crops(bench.source, bench.manifest.seed, log, progress)
     if CAMERAS_FILE in bench.broken:
         yield CAMERAS_FILE, _restore_cameras(bench, listing)
-    (bench.tree.parent / "notes").mkdir()
     shards = [shard for shard in bench.manifest.shards if {shard.path, shard.meta_path} & bench.broken]
     with closing(run_tasks(restore_shard, _tasks(bench, shards, listing), jobs)) as results:
         for number, (shard, result) in enumerate(zip(shards, results, strict=True), 1):
@@ -244,8 +244,7 @@ def _attempt(
         stem=f"{shard.split}/{shard.continent}-{shard_number(shard):05d}",
         format=bench.manifest.format,
         decode=False,
-        tree=bench.tree / str(number),
-        notes=bench.tree.parent / "notes",
+        store=LocalStore(bench.tree / str(number), bench.tree),
     )
 
 

@@ -15,6 +15,7 @@ from entire_id.records import PART_OF_SPLIT, Person
 from entire_id.shards.check import read_labels
 from entire_id.shards.listing import samples_of
 from entire_id.shards.manifest import FileEntry, Shard
+from entire_id.shards.store import LocalStore
 from entire_id.shards.write import ShardDone, ShardTask, write_shard
 
 __all__ = ["RestoreTask", "Restored", "restore_shard"]
@@ -60,16 +61,16 @@ def restore_shard(task: RestoreTask) -> Restored:
     found: dict[str, Path] = {}
     why = "" if task.attempts else "none of its crops is in the source"
     try:
-        for attempt in _with_decoding(task):
+        for tree, attempt in _with_decoding(task):
             done = write_shard(attempt)
             matching = {entry.path for entry in done.files if wanted.get(entry.path) == entry.sha256}
             if matching | found.keys() != wanted.keys() and not why:
-                why = _explain(task, attempt, done)
+                why = _explain(task, attempt, done, tree)
             for entry in done.files:
                 if entry.path in matching - found.keys():
-                    found[entry.path] = attempt.tree / entry.path
+                    found[entry.path] = tree / entry.path
                 else:
-                    (attempt.tree / entry.path).unlink()
+                    (tree / entry.path).unlink()
             if found.keys() == wanted.keys():
                 break
     except SourceChangedError as error:
@@ -77,21 +78,21 @@ def restore_shard(task: RestoreTask) -> Restored:
     return Restored(found, why)
 
 
-def _with_decoding(task: RestoreTask) -> Iterator[ShardTask]:
-    """Yield the attempts as packing may have done them: it may have decoded the images, and rejected some."""
+def _with_decoding(task: RestoreTask) -> Iterator[tuple[Path, ShardTask]]:
+    """Yield the attempts, each with its folder: packing may have decoded the images, and rejected some."""
     for attempt in task.attempts:
         for decode in (False, True) if len(attempt.rows) > task.shard.rows else (False,):
-            tree = attempt.tree / ("decoded" if decode else "plain")
+            tree = Path(attempt.store.name) / ("decoded" if decode else "plain")
             tree.mkdir(parents=True, exist_ok=True)
-            yield replace(attempt, decode=decode, tree=tree)
+            yield tree, replace(attempt, decode=decode, store=LocalStore(tree, tree))
 
 
 # --- why not ----------------------------------------------------------------------------------------------------------
 
 
-def _explain(task: RestoreTask, attempt: ShardTask, done: ShardDone) -> str:
+def _explain(task: RestoreTask, attempt: ShardTask, done: ShardDone, tree: Path) -> str:
     """Return what is other than it was when the data set was packed, as far as the sound files tell."""
-    written = (_rows_by_key(attempt.tree / attempt.meta_path, "parquet") if done.shard else None) or {}
+    written = (_rows_by_key(tree / attempt.meta_path, "parquet") if done.shard else None) or {}
     known = _known_rows(task)
     if known is None:
         return _explain_by_numbers(task.shard, done)

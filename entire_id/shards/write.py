@@ -22,24 +22,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from entire_id.errors import ManifestError, WriteFailedError
+from entire_id.errors import EntireIdError, ManifestError, WriteFailedError
 from entire_id.images import Unusable, decoding_error, image_size
 from entire_id.records import Reason, Rejected, Source, sample_key
+from entire_id.remote import UNFINISHED
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
 from entire_id.shards.manifest import FORMATS, FileEntry, Shard, file_digest
 from entire_id.shards.parquet import ParquetShard, write_meta
 from entire_id.shards.records import Crops, ShardWriter, Spans
+from entire_id.shards.store import Store
 from entire_id.shards.tar import TarShard
-from entire_id.staging import sync
 
-__all__ = ["CLOCK_STEP_NS", "ROW_GROUPS_KEY", "PreviousShard", "ShardDone", "ShardTask", "write_shard"]
+__all__ = [
+    "CLOCK_STEP_NS",
+    "ROW_GROUPS_KEY",
+    "PreviousShard",
+    "ShardDone",
+    "ShardTask",
+    "Stamps",
+    "known_stamps",
+    "write_shard",
+]
 
 ROW_GROUPS_KEY = b"row_groups"
 """Metadata key of a meta file: JSON list of how many rows each row group of its shard has, in order."""
-
-UNFINISHED = ".partial"
-"""What the names of files end in until they are complete."""
 
 _NAME_READERS = {"parquet": parquet.read_names, "webdataset": tar.read_names}
 _WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
@@ -68,6 +75,13 @@ class PreviousShard:
     files: tuple[FileEntry, FileEntry]
 
 
+class Stamps(NamedTuple):
+    """What tells whether the crops of a shard have changed: when the newest did, and a digest of all."""
+
+    newest_ns: int
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """All that a process must know to write one shard.
@@ -79,9 +93,9 @@ class ShardTask:
         stem: `<split>/<continent>-<number>`.
         format: `parquet` or `webdataset`.
         decode: decode every image, and reject what does not decode.
-        tree: folder in which the data set is made.
-        notes: folder that remembers finished shards.
+        store: where the data set is made.
         previous: the previous version's shard of that name, which is kept if nothing changed.
+        stamps: those of its crops, where they are known beforehand.
     """
 
     source: Source
@@ -90,9 +104,9 @@ class ShardTask:
     stem: str
     format: str
     decode: bool
-    tree: Path
-    notes: Path
+    store: Store
     previous: PreviousShard | None = None
+    stamps: Stamps | None = None
 
     @property
     def path(self) -> str:
@@ -103,10 +117,6 @@ class ShardTask:
     def meta_path(self) -> str:
         """Its meta file."""
         return f"meta/{self.stem}.parquet"
-
-    def temporary(self, path: str) -> Path:
-        """Where a file of the shard is written until it is complete."""
-        return self.tree / f"{path.replace('/', '-')}.{os.getpid()}{UNFINISHED}"
 
     def digest(self) -> str:
         """Return a digest of everything that the shard's bytes depend on but the images."""
@@ -149,68 +159,78 @@ def write_shard(task: ShardTask) -> ShardDone:
     done = _recall(task, digest)
     if done is not None:
         return replace(done, resumed=True)
-    started_ns, stamps = time.time_ns(), _Stamps()
+    started_ns = time.time_ns()
     try:
-        done = _keep(task, stamps)
-        if done is None:
-            stamps = _Stamps()  # the crops are read anew
-            done = _write(task, stamps)
+        with task.store.scratch() as scratch:
+            seen = _SeenStamps()
+            done = _keep(task, scratch, seen)
+            if done is None:
+                seen = _SeenStamps()  # the crops are read anew
+                done = _write(task, scratch, seen)
+        stamps = task.stamps or seen.close()
         if stamps.newest_ns < started_ns - CLOCK_STEP_NS:
             _remember(task, digest, stamps, done)
     except OSError as error:
-        raise WriteFailedError(task.tree / task.path, error.strerror or str(error)) from error
+        if isinstance(error, EntireIdError):
+            raise
+        raise WriteFailedError(f"{task.store.name}/{task.path}", error.strerror or str(error)) from error
     return done
+
+
+def _temporary(scratch: Path, path: str) -> Path:
+    """Where a file is written until it is complete; machines that share a folder may share numbers of processes."""
+    return scratch / f"{path.replace('/', '-')}.{os.uname().nodename}-{os.getpid()}{UNFINISHED}"
 
 
 # --- what earlier runs did --------------------------------------------------------------------------------------------
 
 
-def _note(task: ShardTask) -> Path:
-    return task.notes / f"{task.stem.replace('/', '-')}.json"
+def _note(task: ShardTask) -> str:
+    return f"{task.stem.replace('/', '-')}.json"
 
 
-class _Stamps:
-    """What tells whether the crops of a shard have changed: when the newest did, and a digest of all in their order."""
+class _SeenStamps:
+    """The stamps of a shard's crops, group by group, as they are read."""
 
     def __init__(self) -> None:
-        self.newest_ns = 0
+        self._newest_ns = 0
         self._state = hashlib.sha256()
 
     def add(self, stamps: list[tuple[int, ...]]) -> None:
-        """Note the stamps of the next crops."""
-        self.newest_ns = max(self.newest_ns, *(stamp[0] for stamp in stamps))
+        """Note the stamps of the next row group's crops."""
+        self._newest_ns = max(self._newest_ns, *(stamp[0] for stamp in stamps if stamp), 0)
         self._state.update(repr(stamps).encode())
 
-    def digest(self) -> str:
-        """Return the digest of the stamps that were noted."""
-        return self._state.hexdigest()
+    def close(self) -> Stamps:
+        """Return what was noted."""
+        return Stamps(self._newest_ns, self._state.hexdigest())
 
 
-def _stamps_now(task: ShardTask) -> _Stamps:
-    """Return the stamps of a shard's crops, unread. Raises OSError where one is gone."""
-    stamps = _Stamps()
-    for rows in _groups(task):
-        stamps.add([task.source.stamp(path) for path in _paths(rows)])
-    return stamps
+def known_stamps(task: ShardTask) -> Stamps | None:
+    """Return the stamps of a shard's crops as they are now, without reading the crops; None if one is gone."""
+    seen = _SeenStamps()
+    try:
+        for rows in _groups(task):
+            seen.add([task.source.stamp(path) for path in _paths(rows)])
+    except OSError:
+        return None
+    return seen.close()
 
 
-def _remember(task: ShardTask, digest: str, stamps: _Stamps, done: ShardDone) -> None:
+def _remember(task: ShardTask, digest: str, stamps: Stamps, done: ShardDone) -> None:
     """Write down that the shard is done; from here on it is a fact on disk."""
-    note = _note(task)
-    text = json.dumps({"digest": digest, "stamps": stamps.digest(), "done": asdict(done)})
-    partial = note.with_name(f"{note.name}.{os.getpid()}{UNFINISHED}")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(note)
+    text = json.dumps({"digest": digest, "stamps": stamps.digest, "done": asdict(done)})
+    task.store.write_note(_note(task), text)
 
 
 def _recall(task: ShardTask, digest: str) -> ShardDone | None:
     """Return the shard if an earlier run finished it and nothing it depends on has changed since."""
     try:
-        note = json.loads(_note(task).read_bytes())
+        note = json.loads(task.store.read_note(_note(task)))
         done = _done_from_json(note["done"])
-        files_stand = all((task.tree / file.path).stat().st_size == file.bytes for file in done.files)
-        is_same = note["digest"] == digest and note["stamps"] == _stamps_now(task).digest()
+        files_stand = all(task.store.size(file.path) == file.bytes for file in done.files)
+        stamps = task.stamps or known_stamps(task)
+        is_same = stamps is not None and (note["digest"], note["stamps"]) == (digest, stamps.digest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return done if files_stand and is_same else None
@@ -222,17 +242,17 @@ def _done_from_json(fields: dict[str, Any]) -> ShardDone:
     return ShardDone(shard, tuple(FileEntry(**entry) for entry in fields["files"]), rejected, fields["kept"])
 
 
-def _keep(task: ShardTask, stamps: _Stamps) -> ShardDone | None:
+def _keep(task: ShardTask, scratch: Path, seen: _SeenStamps) -> ShardDone | None:
     """Return the previous version's shard, linked here, if it holds just the crops that are to be written."""
     if task.previous is None:
         return None
     try:
-        return _keep_if_same(task, task.previous, stamps)
+        return _keep_if_same(task, task.previous, scratch, seen)
     except (OSError, pa.ArrowException):  # it is damaged: the shard is written anew
         return None
 
 
-def _keep_if_same(task: ShardTask, previous: PreviousShard, stamps: _Stamps) -> ShardDone | None:
+def _keep_if_same(task: ShardTask, previous: PreviousShard, scratch: Path, seen: _SeenStamps) -> ShardDone | None:
     paths = [previous.folder / entry.path for entry in previous.files]
     if [file_digest(path) for path in paths] != [entry.sha256 for entry in previous.files]:
         return None
@@ -240,7 +260,7 @@ def _keep_if_same(task: ShardTask, previous: PreviousShard, stamps: _Stamps) -> 
     names = _NAME_READERS[task.format](paths[0])
     rejected: list[Rejected] = []
     start = 0
-    for crops in _read_crops(task, rejected, stamps):
+    for crops in _read_crops(task, rejected, seen):
         stop = start + len(crops)
         if not (crops.names == names[start:stop] and crops.labels.equals(labels[start:stop])):
             return None
@@ -248,25 +268,25 @@ def _keep_if_same(task: ShardTask, previous: PreviousShard, stamps: _Stamps) -> 
     if start != len(names):
         return None
     for entry, path in zip(previous.files, paths, strict=True):
-        temporary = task.temporary(entry.path)
+        temporary = _temporary(scratch, entry.path)
         try:
             os.link(path, temporary)
         except OSError:  # another file system, or one without links
             shutil.copyfile(path, temporary)
-        _place(task, entry.path)
+        task.store.place(temporary, entry.path)
     return ShardDone(previous.shard, previous.files, tuple(rejected), kept=True)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(task: ShardTask, stamps: _Stamps) -> ShardDone:
-    temporary = task.temporary(task.path)
+def _write(task: ShardTask, scratch: Path, seen: _SeenStamps) -> ShardDone:
+    temporary = _temporary(scratch, task.path)
     writer = _WRITERS[task.format](temporary)
     labels, group_rows, num_bytes = [], [], 0
     rejected: list[Rejected] = []
     try:
-        for crops in _read_crops(task, rejected, stamps):
+        for crops in _read_crops(task, rejected, seen):
             writer.write(crops)
             labels.append(crops.labels)
             group_rows.append(len(crops))
@@ -281,7 +301,7 @@ def _write(task: ShardTask, stamps: _Stamps) -> ShardDone:
         temporary.unlink()
         return ShardDone(None, (), tuple(rejected))
     meta = _meta_table(pa.concat_tables(labels), task.path, spans, group_rows)
-    meta_temporary = task.temporary(task.meta_path)
+    meta_temporary = _temporary(scratch, task.meta_path)
     try:
         sha256 = _check_written(temporary, spans, meta["xxh3"].to_pylist())
         write_meta(meta_temporary, meta)
@@ -291,19 +311,10 @@ def _write(task: ShardTask, stamps: _Stamps) -> ShardDone:
             path.unlink(missing_ok=True)
         raise
     files = tuple(
-        FileEntry(path, len(meta), _place(task, path), digest)
-        for path, digest in ((task.path, sha256), (task.meta_path, meta_sha256))
+        FileEntry(path, len(meta), task.store.place(written, path), digest)
+        for written, path, digest in ((temporary, task.path, sha256), (meta_temporary, task.meta_path, meta_sha256))
     )
     return ShardDone(_describe(task, meta, num_bytes), files, tuple(rejected))
-
-
-def _place(task: ShardTask, path: str) -> int:
-    """Flush a complete file, give it its name and return its size in bytes."""
-    final = task.tree / path
-    sync(task.temporary(path))
-    final.parent.mkdir(parents=True, exist_ok=True)
-    task.temporary(path).replace(final)
-    return final.stat().st_size
 
 
 def _describe(task: ShardTask, meta: pa.Table, num_bytes: int) -> Shard:
@@ -348,7 +359,7 @@ def _paths(rows: pa.Table) -> list[str]:
     return list(map(add, _texts(rows["folder"]), _texts(rows["name"])))
 
 
-def _read_crops(task: ShardTask, rejected: list[Rejected], stamps: _Stamps) -> Iterator[Crops]:
+def _read_crops(task: ShardTask, rejected: list[Rejected], seen: _SeenStamps) -> Iterator[Crops]:
     """Yield the usable crops of each row group; the others go to `rejected`.
 
     A group comes in parts where it is too many bytes for one Arrow array.
@@ -356,7 +367,7 @@ def _read_crops(task: ShardTask, rejected: list[Rejected], stamps: _Stamps) -> I
     for rows in _groups(task):
         part: list[_Image] = []
         num_bytes = 0
-        for image in _read_images(rows, task, rejected, stamps):
+        for image in _read_images(rows, task, rejected, seen):
             if num_bytes + len(image.data) > _MAX_GROUP_BYTES:
                 yield _crops(rows, part)
                 part, num_bytes = [], 0
@@ -366,8 +377,8 @@ def _read_crops(task: ShardTask, rejected: list[Rejected], stamps: _Stamps) -> I
             yield _crops(rows, part)
 
 
-def _read_images(rows: pa.Table, task: ShardTask, rejected: list[Rejected], stamps: _Stamps) -> Iterator[_Image]:
-    seen = []
+def _read_images(rows: pa.Table, task: ShardTask, rejected: list[Rejected], seen: _SeenStamps) -> Iterator[_Image]:
+    stamps = []
     for row, path in enumerate(_paths(rows)):
         try:
             data, stamp = task.source.read(path)
@@ -375,9 +386,9 @@ def _read_images(rows: pa.Table, task: ShardTask, rejected: list[Rejected], stam
             reason = Reason.TOO_LARGE if error.errno == errno.EFBIG else Reason.UNREADABLE
             rejected.append(Rejected(path, reason, error.strerror or str(error)))
             with suppress(OSError):  # gone by now: the shard will not be remembered as it is
-                seen.append(task.source.stamp(path))
+                stamps.append(task.source.stamp(path))
             continue
-        seen.append(stamp)
+        stamps.append(stamp)
         size = image_size(data)
         if isinstance(size, Unusable):
             rejected.append(Rejected(path, size.reason, size.detail))
@@ -385,7 +396,7 @@ def _read_images(rows: pa.Table, task: ShardTask, rejected: list[Rejected], stam
             rejected.append(Rejected(path, Reason.CORRUPT, why))
         else:
             yield _Image(row, data, size.width, size.height, xxhash.xxh3_64_hexdigest(data))
-    stamps.add(seen)
+    seen.add(stamps)
 
 
 def _crops(rows: pa.Table, images: list[_Image]) -> Crops:

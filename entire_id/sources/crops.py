@@ -21,7 +21,8 @@ from entire_id.records import (
     split_suffix,
 )
 from entire_id.sources.cameras import continent_slug, parse_cameras, read_cameras
-from entire_id.sources.files import Files, open_files
+from entire_id.sources.files import Files, ZipArchive, open_files
+from entire_id.sources.remote import RemoteFiles
 
 __all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]
 
@@ -80,13 +81,13 @@ def build_sample(sample: Sample, continents: Mapping[int, str | None], named: st
 
 
 class CropSource:
-    """A folder or zip of crops in one naming family; see `records.Source`."""
+    """A tree of crops in one naming family; see `records.Source`."""
 
-    def __init__(self, path: Path, layout: Layout, cameras_path: Path | None = None) -> None:
+    def __init__(self, place: Path | str, layout: Layout, cameras_path: Path | None = None) -> None:
         """Find the layout's folders.
 
         Args:
-            path: a folder or zip; the layout's folders lie in it, or a few folders deeper.
+            place: a folder or zip, or the URL of a folder; the layout's folders lie in it, or a few folders deeper.
             layout: naming family.
             cameras_path: `cameras.csv`; the one beside the layout's folders by default.
 
@@ -94,7 +95,7 @@ class CropSource:
             LayoutNotFoundError: none of the layout's folders is there.
             CamerasFileError: `cameras.csv` is malformed.
         """
-        self._files = open_files(path)
+        self._files: Files = open_files(place) if isinstance(place, Path) else RemoteFiles(place)
         self._layout = layout
         base = _find_base(self._files, layout)
         self._prefix = f"{base}/" if base else ""
@@ -104,7 +105,7 @@ class CropSource:
     @property
     def name(self) -> str:
         """Where the crops lie."""
-        return str(self._files.path)
+        return self._files.name
 
     @property
     def cameras(self) -> tuple[Camera, ...]:
@@ -149,14 +150,14 @@ def _join(folder: str, name: str) -> str:
 
 def _find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
     """Return the folder that holds the layout's folders: the top, or the only one that does at the least depth."""
-    if (files.path / "manifest.json").is_file():  # a packed data set has folders called query, too
-        raise LayoutNotFoundError(files.path, layout.folders, files.folders(""))
+    if _is_packed(files):  # it has folders called query, too
+        raise LayoutNotFoundError(files.name, layout.folders, files.folders(""))
     level = [""]
     for _ in range(max_depth + 1):
         children = {folder: files.folders(folder) for folder in level}
         bases = [folder for folder, names in children.items() if not layout.folders.keys().isdisjoint(names)]
         if len(bases) > 1:
-            raise SourceError(files.path, f"holds several data sets ({', '.join(bases)}); give one of these folders")
+            raise SourceError(files.name, f"holds several data sets ({', '.join(bases)}); give one of these folders")
         if bases:
             return bases[0]
         level = [
@@ -165,7 +166,11 @@ def _find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
             for name in names
             if name != "__MACOSX" and not name.startswith(".")
         ]
-    raise LayoutNotFoundError(files.path, layout.folders, files.folders(""))
+    raise LayoutNotFoundError(files.name, layout.folders, files.folders(""))
+
+
+def _is_packed(files: Files) -> bool:
+    return not isinstance(files, ZipArchive) and not isinstance(files.check("manifest.json"), Rejected)
 
 
 def _own_cameras(files: Files, path: str) -> tuple[Camera, ...]:
@@ -173,6 +178,6 @@ def _own_cameras(files: Files, path: str) -> tuple[Camera, ...]:
     if isinstance(files.check(path), Rejected):  # it will stand among the rejected files, unless it is missing
         return ()
     try:
-        return parse_cameras(files.read(path).data, files.path / path)
+        return parse_cameras(files.read(path).data, f"{files.name}/{path}")
     except OSError as error:
-        raise SourceError(files.path / path, error.strerror or str(error)) from error
+        raise SourceError(f"{files.name}/{path}", error.strerror or str(error)) from error

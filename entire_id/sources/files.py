@@ -17,7 +17,7 @@ from typing import Protocol
 from entire_id.errors import SourceChangedError, SourceError
 from entire_id.records import RawFile, Reason, Rejected, is_safe_path, is_utf8
 
-__all__ = ["MAX_FILE_BYTES", "Files", "Folder", "ZipArchive", "open_files"]
+__all__ = ["MAX_FILE_BYTES", "Files", "Folder", "ZipArchive", "check_size", "open_files"]
 
 MAX_FILE_BYTES = 64 << 20
 """No crop is larger; a bigger file is rejected before it is read."""
@@ -26,7 +26,9 @@ MAX_FILE_BYTES = 64 << 20
 class Files(Protocol):
     """A tree of files with `/`-separated relative names."""
 
-    path: Path
+    @property
+    def name(self) -> str:
+        """Where they lie, for messages: a path or a URL."""
 
     def walk(self) -> Iterator[str | Rejected]:
         """Every file once, in any order: its relative path, or why it cannot be used."""
@@ -65,6 +67,11 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._root = os.path.realpath(path)
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return str(self.path)
 
     def walk(self) -> Iterator[str | Rejected]:
         """Every file once, in the order of the file system: one folder may hold millions."""
@@ -124,7 +131,7 @@ class Folder:
             raise SourceChangedError(path, "vanished") from error
         try:
             before = os.fstat(descriptor)
-            _check_size(before.st_size)
+            check_size(before.st_size)
             data = os.read(descriptor, before.st_size + 1)
             after = os.fstat(descriptor)
         finally:
@@ -147,6 +154,11 @@ class ZipArchive:
 
     def __reduce__(self) -> tuple[type[ZipArchive], tuple[Path]]:
         return ZipArchive, (self.path,)
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return str(self.path)
 
     @property
     def _archive(self) -> zipfile.ZipFile:
@@ -204,7 +216,7 @@ class ZipArchive:
         info = self._entries.get(path)
         if info is None:
             raise SourceChangedError(path, "vanished")
-        _check_size(info.file_size)
+        check_size(info.file_size)
         try:
             stamp = self.stamp(path)
             with self._archive.open(info) as entry:
@@ -251,6 +263,7 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return changed_ns, status.st_mtime_ns, status.st_size, status.st_dev, status.st_ino
 
 
-def _check_size(num_bytes: int) -> None:
+def check_size(num_bytes: int) -> None:
+    """Refuse, with `EFBIG`, a file that is larger than any crop."""
     if num_bytes > MAX_FILE_BYTES:
         raise OSError(errno.EFBIG, f"{num_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")

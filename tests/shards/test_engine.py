@@ -20,6 +20,7 @@ from entire_id.shards.engine import run_tasks
 from entire_id.shards.listing import RejectedLog, list_crops
 from entire_id.shards.pack import PackConfig, pack
 from entire_id.shards.plan import plan_shards
+from entire_id.shards.store import LocalStore
 from entire_id.shards.write import ShardTask, write_shard
 from entire_id.sources.layouts import open_source
 
@@ -66,8 +67,7 @@ def tasks(source: Path, folder: Path) -> list[ShardTask]:
             stem=plan.stem,
             format="parquet",
             decode=False,
-            tree=folder / "tree",
-            notes=folder / "notes",
+            store=LocalStore(folder / "tree", folder / "notes"),
         )
         for plan in plan_shards(listing.rows, SHARD_ROWS, 0)
     ]
