@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from entire_id.errors import EntireIdError
     from entire_id.evaluation.ranking import Scores, evaluate
+    from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
     from entire_id.loading.embed import embed, read_features
     from entire_id.loading.hf import load
     from entire_id.loading.reader import CropReader
@@ -26,17 +27,20 @@ __all__ = [
     "EntireIdError",
     "Manifest",
     "PackConfig",
+    "RerankConfig",
     "Scores",
     "__version__",
     "diff_versions",
     "embed",
     "evaluate",
+    "expand_queries",
     "load",
     "open_source",
     "pack",
     "read_features",
     "read_manifest",
     "repair",
+    "rerank",
     "verify",
 ]
 
@@ -45,6 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ["EntireIdError"],
     "evaluation.ranking": ["Scores", "evaluate"],
+    "evaluation.reranking": ["RerankConfig", "expand_queries", "rerank"],
     "loading.embed": ["embed", "read_features"],
     "loading.hf": ["load"],
     "loading.reader": ["CropReader"],

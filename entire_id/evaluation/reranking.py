@@ -1,0 +1,514 @@
+"""k-reciprocal re-ranking and query expansion in bounded memory.
+
+Re-ranking (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017) describes every
+crop, query or gallery, by a weighted set of crops: its k-reciprocal neighbours. The distance of two crops becomes a mix
+of their own distance and the Jaccard distance of their sets. A set holds some tens of crops, so sets are kept as sparse
+rows; two crops that share no member have Jaccard distance exactly 1. Neither the N × N matrix of the published code
+(N = queries + gallery) nor a query × gallery matrix is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from entire_id.errors import EvaluationError
+from entire_id.records import Progress, no_progress
+
+__all__ = ["PRESETS", "RerankConfig", "expand_queries", "rerank"]
+
+Floats = npt.NDArray[np.floating[Any]]
+FloatArray = npt.NDArray[np.float32]
+Booleans = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int32]
+Positions = npt.NDArray[np.int64]
+
+_BLOCK_BYTES = 32 << 20
+_TABLE_CELLS = 4 << 20
+_CHUNK = 4096  # rows converted at once
+_NOISE = 1e-6  # relative error of a float32 product, rounded up
+_LONGEST = 1e18  # its square and the sums of some such are float32 numbers
+# Matrix products treat the rows at an odd end by another routine, in which equal rows need not score the same: both
+# sides are padded to a multiple of this, and multiplied in blocks of a multiple of it.
+_ROW_MULTIPLE = 64
+_GROUP = 32  # divides _ROW_MULTIPLE; the search is fastest near the square root of columns / neighbours
+_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankConfig:
+    """How to re-rank. The known code bases differ in the points below; `preset` names what each of them does.
+
+    Attributes:
+        k1: neighbours that a k-reciprocal set starts from, at least 1. Sets are grown by those of half the size:
+            round(k1 / 2), halves to even, as `numpy.around` rounds.
+        k2: rows whose sets are averaged into a crop's, its own included ("local query expansion"); 1 leaves sets as
+            they are.
+        lambda_: share of the crops' own distance in the result, in [0, 1]; the rest is Jaccard distance. At 1 the order
+            is that of plain distances.
+        unit_features: scale features to length 1 first. Distances then rank as cosine similarity does.
+        power: 1 for the squared Euclidean distance, 2 for its square: code that squares what it is given makes the
+            latter of distances that are squared already.
+        divide_by_max: divide the distances of each crop by the largest of them; all are 0 where that is only rounding.
+        k1_counts_self: the k1 neighbours count the crop itself (a search that returns k1 rows); else there are k1
+            besides it. The sets of half the size hold round(k1 / 2) besides it either way.
+        mix_cosine: the own distance that `lambda_` weighs is 1 − cosine similarity; else it is the distance that the
+            sets are made from. Needs `unit_features`.
+        half_precision: keep sets and sum overlaps in float16, as the published code that allocates float16 arrays does;
+            else in float32.
+    """
+
+    k1: int = 20
+    k2: int = 6
+    lambda_: float = 0.3
+    unit_features: bool = True
+    power: int = 1
+    divide_by_max: bool = True
+    k1_counts_self: bool = False
+    mix_cosine: bool = False
+    half_precision: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("k1", "k2"):
+            if getattr(self, name) < 1:
+                raise EvaluationError(f"{name} {getattr(self, name)!r} is not at least 1")
+        if not 0 <= self.lambda_ <= 1:
+            raise EvaluationError(f"lambda_ {self.lambda_!r} is not in 0..1")
+        if self.power not in (1, 2):
+            raise EvaluationError(f"power {self.power!r} is not 1 or 2")
+        if self.mix_cosine and not self.unit_features:
+            raise EvaluationError("mix_cosine needs unit_features: set both, or neither")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> RerankConfig:  # noqa: ANN401 what `replace` takes
+        """Return what the code base `name` does, with `changes`.
+
+        Raises:
+            EvaluationError: no preset has that name, or a change is out of range.
+
+        Example:
+            >>> RerankConfig.preset("transreid", k2=6).k1
+            50
+        """
+        if name not in PRESETS:
+            raise EvaluationError(f"no preset {name!r}; there is {', '.join(PRESETS)}")
+        return replace(PRESETS[name], **changes)
+
+
+PRESETS: Mapping[str, RerankConfig] = MappingProxyType(
+    {
+        "original": RerankConfig(unit_features=False),
+        "torchreid": RerankConfig(unit_features=False, power=2),
+        "strong-baseline": RerankConfig(half_precision=True),
+        "transreid": RerankConfig(k1=50, k2=15, half_precision=True),
+        "fast-reid": RerankConfig(divide_by_max=False, k1_counts_self=True, mix_cosine=True),
+    }
+)
+"""What the known code bases do, by name; docs/reranking.md says it in words."""
+
+
+def rerank(
+    query_features: Floats,
+    gallery_features: Floats,
+    config: RerankConfig | None = None,
+    *,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[int, FloatArray]]:
+    """Return blocks of re-ranked similarity, in the order of the queries.
+
+    Neighbours at the same distance are taken in the order of their rows, queries before gallery.
+
+    Args:
+        query_features: (q, d) float, in memory or memory-mapped.
+        gallery_features: (g, d) float.
+        config: what to do; `RerankConfig()` where None.
+        progress: told how far it is.
+
+    Returns:
+        An iterator over (number of the first query, (b, g) float32 of −distance, higher is more alike). The work is
+        done as it is consumed: the first block comes once all neighbours are found.
+
+    Raises:
+        EvaluationError: shapes disagree, a feature is not finite, or is all zero where it is to be scaled to length 1.
+
+    Example:
+        >>> features = np.eye(3)
+        >>> [(first, block.argmax(1).tolist()) for first, block in rerank(features, features, RerankConfig(k1=1, k2=1))]
+        [(0, [0, 1, 2])]
+    """
+    config = config or RerankConfig()
+    crops = _crops({"query": query_features, "gallery": gallery_features}, unit=config.unit_features)
+    return _reranked(crops, len(query_features), config, progress)
+
+
+def expand_queries(
+    query_features: Floats, gallery_features: Floats | None, k: int, *, alpha: float = 0.0
+) -> FloatArray:
+    """Return queries moved towards their nearest gallery crops.
+
+    A query becomes q + Σ max(cos(q, x), 0)^alpha · x over its `k` nearest crops x, all of length 1, scaled to length 1.
+    `alpha` 0 is average query expansion (Chum et al., "Total Recall", ICCV 2007), which gives all the same weight;
+    alpha > 0 is α-weighted (Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2018,
+    who take 3).
+
+    Args:
+        query_features: (q, d) float.
+        gallery_features: (g, d) float. None expands every query by the other queries: given the gallery as queries,
+            that is database-side augmentation (Arandjelović and Zisserman, CVPR 2012).
+        k: neighbours, at least 1; all where there are fewer.
+        alpha: 0 or more.
+
+    Returns:
+        (q, d) float32 of length 1.
+
+    Raises:
+        EvaluationError: shapes disagree, a feature is not finite or all zero, `k` or `alpha` is out of range, or a
+            query and its neighbours add up to zero.
+
+    Example:
+        >>> expand_queries(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0], [-1.0, 0.0]]), 1)
+        array([[0.70710677, 0.70710677]], dtype=float32)
+    """
+    if k < 1:
+        raise EvaluationError(f"k {k!r} is not at least 1")
+    if not (alpha >= 0 and np.isfinite(alpha)):
+        raise EvaluationError(f"alpha {alpha!r} is not a number of 0 or more")
+    queries = _crops({"query": query_features}, unit=True)
+    others = queries if gallery_features is None else _crops({"gallery": gallery_features}, unit=True)
+    if queries.features.shape[1] != others.features.shape[1]:
+        raise EvaluationError(_columns_differ(queries.features, others.features))
+    expanded = np.empty((queries.num, queries.features.shape[1]), np.float32)
+    for first, scores in _products(queries.rows(0, queries.num), others.rows(0, others.num), queries.num):
+        scores[:, others.num :] = -np.inf
+        if others is queries:
+            scores[np.arange(len(scores)), np.arange(first, first + len(scores))] = -np.inf
+        nearest = _highest(scores, min(k, others.num - (others is queries)))
+        weights = np.maximum(np.take_along_axis(scores, nearest, 1), 0) ** np.float32(alpha)
+        for row, number in enumerate(range(first, first + len(scores))):
+            expanded[number] = queries.features[number] + weights[row] @ others.features[nearest[row]]
+    return _crops({"expanded query": expanded}, unit=True).features[: queries.num]
+
+
+@dataclass(frozen=True, slots=True)
+class _Crops:
+    """Features ready for products.
+
+    Attributes:
+        features: (more than n, d) float32; rows from n on are zero.
+        squares: (more than n,) float32 squared length of each row.
+        num: n.
+    """
+
+    features: FloatArray
+    squares: FloatArray
+    num: int
+
+    def rows(self, first: int, num: int) -> FloatArray:
+        """Return `num` rows and what follows them, up to a multiple of `_ROW_MULTIPLE`."""
+        return self.features[first : first + _padded(num)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sets:
+    """Weighted sets of rows, one set after another: set i has `members[starts[i] : starts[i + 1]]`, and so its weights.
+
+    Attributes:
+        starts: (sets + 1,).
+        members: row numbers, ascending within a set.
+        weights: one for each member, float32 or float16.
+    """
+
+    starts: Positions
+    members: Rows
+    weights: Floats
+
+    def entries(self, sets: Rows) -> tuple[Positions, Positions]:
+        """Return for every member of each of `sets`: which of `sets` it is of, and its position in `members`."""
+        lengths = self.starts[sets + 1] - self.starts[sets]
+        owners = np.repeat(np.arange(len(sets)), lengths)
+        shifts = self.starts[sets] - (np.cumsum(lengths) - lengths)
+        return owners, np.arange(len(owners)) + shifts[owners]
+
+
+def _crops(parts: Mapping[str, Floats], *, unit: bool) -> _Crops:
+    """Return the rows of all `parts`, checked, one below the other, scaled to length 1 if `unit`."""
+    arrays = {name: np.asanyarray(part) for name, part in parts.items()}
+    for name, array in arrays.items():
+        if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.floating):
+            raise EvaluationError(f"{name}_features are {array.dtype} {array.shape}; expected float (rows, columns)")
+    first, *others = arrays.values()
+    for other in others:
+        if other.shape[1] != first.shape[1]:
+            raise EvaluationError(_columns_differ(first, other))
+    num = sum(len(array) for array in arrays.values())
+    features = np.zeros((_padded(num) + _ROW_MULTIPLE, first.shape[1]), np.float32)
+    start = 0
+    for name, array in arrays.items():
+        _fill(features[start : start + len(array)], array, name, unit)
+        start += len(array)
+    return _Crops(features, np.einsum("ij,ij->i", features, features), num)
+
+
+def _fill(out: FloatArray, features: Floats, name: str, unit: bool) -> None:
+    """Write `features` to `out`, a part at a time: they may be memory-mapped."""
+    bad: list[npt.NDArray[np.intp]] = []
+    for first in range(0, len(features), _CHUNK):
+        part = np.asarray(features[first : first + _CHUNK], np.float64)
+        lengths = np.sqrt(np.einsum("ij,ij->i", part, part))
+        # Squares are kept in float32.
+        wrong = ~np.isfinite(lengths) | (lengths == 0 if unit else lengths > _LONGEST)
+        bad.append(first + np.flatnonzero(wrong))
+        lengths[wrong] = 1
+        if not bad[-1].size:
+            np.divide(part, lengths[:, None] if unit else 1, out=out[first : first + _CHUNK], casting="same_kind")
+    rows = np.concatenate(bad)
+    if len(rows):
+        what = "NaN, infinite or all zero" if unit else f"NaN, infinite or longer than {_LONGEST:.0e}"
+        raise EvaluationError(f"{len(rows)} {name}_features are {what}; the first is row {rows[0]}")
+
+
+def _columns_differ(query: Floats, gallery: Floats) -> str:
+    return f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}"
+
+
+def _padded(num: int) -> int:
+    return -(-num // _ROW_MULTIPLE) * _ROW_MULTIPLE
+
+
+def _products(left: FloatArray, right: FloatArray, num: int) -> Iterator[tuple[int, FloatArray]]:
+    """Yield (first row, products of a block of rows of `left` with all of `right`) of the first `num` rows of `left`.
+
+    The number of rows of both is a multiple of `_ROW_MULTIPLE`.
+    """
+    block = max(1, _BLOCK_BYTES // (4 * len(right) * _ROW_MULTIPLE)) * _ROW_MULTIPLE
+    for first in range(0, num, block):
+        yield first, (left[first : first + block] @ right.T)[: num - first]
+
+
+def _highest(scores: FloatArray, count: int) -> Rows:
+    """Return (b, count) the columns of the highest of (b, c) `scores`, highest first, ties in the order of the columns.
+
+    Nothing of the size of `scores` is sorted: columns that are congruent are a group, and the `count` highest lie in
+    the `count` groups with the highest maxima, unless groups tie for the last place.
+    """
+    num_groups = scores.shape[1] // _GROUP
+    if not count or num_groups <= count:
+        return _in_order(scores, np.arange(scores.shape[1]), count)
+    maxima = scores.reshape(len(scores), _GROUP, num_groups).max(axis=1)
+    groups = np.argpartition(maxima, num_groups - count, axis=1)[:, num_groups - count :]
+    columns = (groups[:, None, :] + num_groups * np.arange(_GROUP)[:, None]).reshape(len(scores), -1)
+    found = _in_order(np.take_along_axis(scores, columns, 1), columns, count)
+    lowest = np.take_along_axis(maxima, groups, 1).min(axis=1, keepdims=True)
+    for row in np.flatnonzero((maxima >= lowest).sum(axis=1) > count):
+        found[row] = _in_order(scores[row : row + 1], np.arange(scores.shape[1]), count)
+    return found
+
+
+def _in_order(scores: FloatArray, columns: Positions, count: int) -> Rows:
+    """Return (b, count) those of `columns` that have the highest `scores`, as `_highest` does.
+
+    One integer holds both: above, the bits of the score such that a higher one gives a smaller integer; below, the
+    column.
+    """
+    bits = (0 - scores).view(np.int32)  # 0 - x: never the negative zero, which has other bits than zero
+    bits ^= (bits >> 31) & _ALL_BUT_SIGN
+    keys = (bits.astype(np.int64) << 32) | columns
+    if count < keys.shape[1]:
+        keys = np.partition(keys, count, axis=1)[:, :count]
+    return np.sort(keys, axis=1).astype(np.uint32).view(np.int32)
+
+
+def _reranked(
+    crops: _Crops, num_query: int, config: RerankConfig, progress: Progress
+) -> Iterator[tuple[int, FloatArray]]:
+    nearest, farthest = _neighbours(crops, _num_neighbours(config, crops.num), progress)
+    sets = _sets(crops, nearest, farthest, config)
+    if config.k2 > 1:
+        sets = _averaged(sets, nearest[:, : config.k2])
+    del nearest
+    holders = _holders(sets, num_query)
+    num_gallery = crops.num - num_query
+    overlaps = np.zeros(num_gallery, sets.weights.dtype)
+    for first, block in _products(crops.rows(0, num_query), crops.rows(num_query, num_gallery), num_query):
+        distances = _own_distances(block[:, :num_gallery], crops, slice(first, first + len(block)), config, farthest)
+        distances *= np.float32(config.lambda_)
+        for row, number in enumerate(range(first, first + len(block))):
+            _add_jaccard(distances[row], sets, holders, number, overlaps, 1 - config.lambda_)
+        progress("re-ranking", first + len(block), num_query)
+        yield first, np.negative(distances, out=distances)
+
+
+def _num_neighbours(config: RerankConfig, num: int) -> int:
+    return min(num, config.k1 if config.k1_counts_self else max(config.k1 + 1, config.k2))
+
+
+def _neighbours(crops: _Crops, count: int, progress: Progress) -> tuple[Rows, FloatArray]:
+    """Return (n, count) the rows nearest to each row, and (n,) the largest squared distance from it.
+
+    Infinity stands for a largest distance that is only rounding: divided by it, all are 0 (published code: 0 / 0).
+    """
+    nearest, farthest = np.empty((crops.num, count), np.int32), np.empty(crops.num, np.float32)
+    everyone = crops.rows(0, crops.num)
+    half_squares = crops.squares[: len(everyone)] / 2
+    for first, scores in _products(everyone, everyone, crops.num):
+        rows = slice(first, first + len(scores))
+        scores -= half_squares  # |x - y|² = |x|² - 2 (x·y - |y|² / 2)
+        farthest[rows] = crops.squares[rows] - 2 * scores[:, : crops.num].min(axis=1)
+        scores[:, crops.num :] = -np.inf
+        nearest[rows] = _highest(scores, count)
+        progress("finding neighbours", rows.stop, crops.num)
+    return nearest, np.where(farthest > _NOISE * crops.squares[: crops.num], farthest, np.inf).astype(np.float32)
+
+
+def _sets(crops: _Crops, nearest: Rows, farthest: FloatArray, config: RerankConfig) -> _Sets:
+    """Return the k-reciprocal set of each row, grown, with weights exp(-distance) that add up to 1 (section 3.2)."""
+    lists = nearest[:, : config.k1 + 1]
+    halves = lists[:, : round(config.k1 / 2) + 1]
+    mutual, half_mutual = _mutual(lists), _mutual(halves)
+    dtype = np.float16 if config.half_precision else np.float32
+    lengths, members, weights = [], [], []
+    flags = np.zeros(_table_rows(crops.num) * crops.num, bool)
+    for first in range(0, crops.num, _table_rows(crops.num)):
+        rows = slice(first, min(crops.num, first + _table_rows(crops.num)))
+        entries = _grown(lists, mutual, halves, half_mutual, rows, flags)
+        owners, columns = np.divmod(entries, crops.num)
+        squares = _squared_distances(crops, owners + first, columns)
+        raw = np.exp(-_scaled(squares, farthest[owners + first], config))
+        sums = np.bincount(owners, raw, rows.stop - first).astype(np.float32)
+        lengths.append(np.bincount(owners, minlength=rows.stop - first))
+        members.append(columns.astype(np.int32))
+        weights.append((raw / sums[owners]).astype(dtype))
+    return _Sets(_starts(np.concatenate(lengths)), np.concatenate(members), np.concatenate(weights))
+
+
+def _mutual(lists: Rows) -> Booleans:
+    """Tell of each entry of (n, m) neighbour `lists` whether its own list holds the row in turn."""
+    mutual = np.empty(lists.shape, bool)
+    for first in range(0, len(lists), _CHUNK // 8):
+        rows = np.arange(first, min(len(lists), first + _CHUNK // 8), dtype=np.int32)
+        mutual[rows] = (lists[lists[rows]] == rows[:, None, None]).any(axis=2)
+    return mutual
+
+
+def _grown(
+    lists: Rows, mutual: Booleans, halves: Rows, half_mutual: Booleans, rows: slice, flags: Booleans
+) -> Positions:
+    """Return row · n + member, ascending, of the grown sets of `rows`; rows are counted from the first of them.
+
+    A set takes in the half-size set of each of its members of which it holds more than two thirds already. The paper
+    has "at least two thirds" (equation 5), all published code "more than".
+
+    Args:
+        lists: (n, m) neighbours.
+        mutual: which of them are k-reciprocal.
+        halves: the first of `lists`.
+        half_mutual: which of them are k-reciprocal in `halves`.
+        rows: the block.
+        flags: (at least rows · n,) workspace, all False; left so.
+    """
+    near = lists[rows]
+    bases = np.arange(len(near)) * len(lists)
+    flags[(bases[:, None] + near)[mutual[rows]]] = True
+    theirs = bases[:, None, None] + halves[near]
+    counted = half_mutual[near] & mutual[rows, :, None]
+    shared = (flags[theirs] & counted).sum(axis=2)
+    taken = 3 * shared > 2 * counted.sum(axis=2)
+    flags[theirs[counted & taken[:, :, None]]] = True
+    entries = np.flatnonzero(flags)
+    flags[entries] = False
+    return entries
+
+
+def _squared_distances(crops: _Crops, left: Positions, right: Positions) -> FloatArray:
+    """Return |x - y|² of pairs of rows; `left` is ascending."""
+    products = np.empty(len(left), np.float32)
+    bounds = [*np.flatnonzero(np.diff(left, prepend=-1)), len(left)]
+    for start, stop in pairwise(bounds):
+        products[start:stop] = crops.features[right[start:stop]] @ crops.features[left[start]]
+    return crops.squares[left] + crops.squares[right] - 2 * products
+
+
+def _scaled(squares: FloatArray, farthest: FloatArray, config: RerankConfig) -> FloatArray:
+    """Return squared distances as `config` wants them; overwrites `squares`."""
+    np.maximum(squares, 0, out=squares)
+    if config.divide_by_max:
+        squares /= farthest
+    return np.square(squares, out=squares) if config.power == 2 else squares
+
+
+def _averaged(sets: _Sets, nearest: Rows) -> _Sets:
+    """Return for each row the mean of the sets of its (n, k2) `nearest` rows."""
+    num, count = nearest.shape
+    block = _table_rows(num)
+    sums, flags = np.zeros(block * num, np.float32), np.zeros(block * num, bool)
+    lengths, members, weights = [], [], []
+    for first in range(0, num, block):
+        near = nearest[first : first + block]
+        owners, at = sets.entries(near.ravel())
+        keys = owners // count * num + sets.members[at]
+        np.add.at(sums, keys, sets.weights[at].astype(np.float32))
+        flags[keys] = True
+        entries = np.flatnonzero(flags)
+        flags[entries] = False
+        lengths.append(np.bincount(entries // num, minlength=len(near)))
+        members.append((entries % num).astype(np.int32))
+        weights.append((sums[entries] / np.float32(count)).astype(sets.weights.dtype))
+        sums[entries] = 0
+    return _Sets(_starts(np.concatenate(lengths)), np.concatenate(members), np.concatenate(weights))
+
+
+def _table_rows(num: int) -> int:
+    """How many rows of a table with `num` columns are worked on together."""
+    return min(512, max(1, _TABLE_CELLS // num))
+
+
+def _starts(lengths: npt.NDArray[np.intp]) -> Positions:
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _holders(sets: _Sets, num_query: int) -> _Sets:
+    """Return the sets turned round: set i holds the gallery crops, from 0, in whose set row i is."""
+    first = sets.starts[num_query]
+    members = sets.members[first:]
+    owners = np.repeat(np.arange(len(sets.starts) - 1 - num_query, dtype=np.int32), np.diff(sets.starts[num_query:]))
+    order = np.argsort(members, kind="stable")
+    starts = _starts(np.bincount(members, minlength=len(sets.starts) - 1))
+    return _Sets(starts, owners[order], sets.weights[first:][order])
+
+
+def _own_distances(
+    products: FloatArray, crops: _Crops, rows: slice, config: RerankConfig, farthest: FloatArray
+) -> FloatArray:
+    """Return the distances that the result keeps a share of, from the products of `rows` with the gallery."""
+    if config.mix_cosine:
+        return np.subtract(1, products, out=products)
+    products *= -2
+    products += crops.squares[rows, None]
+    products += crops.squares[crops.num - products.shape[1] : crops.num]
+    return _scaled(products, farthest[rows, None], config)
+
+
+def _add_jaccard(
+    distances: FloatArray, sets: _Sets, holders: _Sets, query: int, overlaps: Floats, share: float
+) -> None:
+    """Add `share` times the Jaccard distance of a query to all gallery crops to `distances`.
+
+    The smaller weights of common members add up to s, all weights of both to 2: the distance is 1 - s / (2 - s).
+    `overlaps` is a workspace of zeros, and left so.
+    """
+    own = slice(sets.starts[query], sets.starts[query + 1])
+    owners, at = holders.entries(sets.members[own])
+    gallery = holders.members[at]
+    np.add.at(overlaps, gallery, np.minimum(sets.weights[own][owners], holders.weights[at]))
+    common = overlaps[gallery]
+    overlaps[gallery] = 0
+    part = overlaps.dtype.type(share)
+    sharing = distances[gallery] + part * (1 - common / (2 - common))
+    distances += part
+    distances[gallery] = sharing
