@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 bench-pack bench-scale
+.PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 bench-pack bench-scale bench-rerank
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -52,3 +52,6 @@ bench-pack: $(STAMP) .venv-rivals/.installed ## Pack 200,000 crops beside other 
 
 bench-scale: $(STAMP) ## Pack 4,450,000 crops, killed half-way; needs 66 GB in WORK (default: build/) and an hour
 	$(BIN)/python benchmarks/scale.py $(or $(WORK),build)/bench-scale
+
+bench-rerank: $(STAMP) ## Re-rank beside the dense original; needs 14 GB of memory
+	$(BIN)/python benchmarks/rerank.py $(or $(WORK),build)/bench-rerank

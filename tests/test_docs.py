@@ -19,7 +19,7 @@ from entire_id.sources.files import MAX_FILE_BYTES
 from builders import pack_folder, write_crops
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/packing.md", "docs/format.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/packing.md", "docs/format.md", "docs/reranking.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SNIPPETS = [
     pytest.param(code, id=f"{page}-{number}")
