@@ -6,8 +6,10 @@ import numpy as np
 
 
 def squared_euclidean(features: np.ndarray) -> np.ndarray:
+    padded = np.pad(features, ((0, -len(features) % 64), (0, 0)))  # rows at an odd end break ties
+    products = (padded @ padded.T)[: len(features), : len(features)]
     squares = (features * features).sum(1)
-    return np.maximum(squares[:, None] + squares - 2 * features @ features.T, 0)
+    return np.maximum(squares[:, None] + squares - 2 * products, 0)
 
 
 def unit(features: np.ndarray) -> np.ndarray:

