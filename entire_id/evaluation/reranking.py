@@ -19,26 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
+from entire_id.evaluation.nearest import Crops, FloatArray, Floats, Positions, Rows, highest, join, products
 from entire_id.records import Progress, no_progress
 
 __all__ = ["PRESETS", "RerankConfig", "expand_queries", "rerank"]
 
-Floats = npt.NDArray[np.floating[Any]]
-FloatArray = npt.NDArray[np.float32]
 Booleans = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int32]
-Positions = npt.NDArray[np.int64]
 
-_BLOCK_BYTES = 32 << 20
-_TABLE_CELLS = 4 << 20
-_CHUNK = 4096  # rows converted at once
+_TABLE_CELLS = 4 << 20  # of what is worked on together
 _NOISE = 1e-6  # relative error of a float32 product, rounded up
-_LONGEST = 1e18  # its square and the sums of some such are float32 numbers
-# Matrix products treat the rows at an odd end by another routine, in which equal rows need not score the same: both
-# sides are padded to a multiple of this, and multiplied in blocks of a multiple of it.
-_ROW_MULTIPLE = 64
-_GROUP = 16  # divides _ROW_MULTIPLE; 32 and 64 took longer with 20,000 columns
-_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +132,7 @@ def rerank(
         [(0, [0, 1, 2])]
     """
     config = config or RerankConfig()
-    crops = _crops({"query": query_features, "gallery": gallery_features}, unit=config.unit_features)
+    crops = join({"query": query_features, "gallery": gallery_features}, unit=config.unit_features)
     return _reranked(crops, len(query_features), config, progress)
 
 
@@ -179,39 +168,24 @@ def expand_queries(
         raise EvaluationError(f"k {k!r} is not at least 1")
     if not (alpha >= 0 and np.isfinite(alpha)):
         raise EvaluationError(f"alpha {alpha!r} is not a number of 0 or more")
-    queries = _crops({"query": query_features}, unit=True)
-    others = queries if gallery_features is None else _crops({"gallery": gallery_features}, unit=True)
-    if queries.features.shape[1] != others.features.shape[1]:
-        raise EvaluationError(_columns_differ(queries.features, others.features))
-    expanded = np.empty((queries.num, queries.features.shape[1]), np.float32)
-    for first, scores in _products(queries.rows(0, queries.num), others.rows(0, others.num), queries.num):
-        scores[:, others.num :] = -np.inf
-        if others is queries:
+    parts = {"query": query_features}
+    if gallery_features is not None:
+        parts["gallery"] = gallery_features
+    crops = join(parts, unit=True)
+    num_query, alone = len(query_features), gallery_features is None
+    first_other = 0 if alone else num_query
+    num_other = crops.num - first_other
+    others = crops.rows(first_other, num_other)
+    expanded = np.empty((num_query, crops.features.shape[1]), np.float32)
+    for first, scores in products(crops.rows(0, num_query), others, num_query):
+        scores[:, num_other:] = -np.inf
+        if alone:
             scores[np.arange(len(scores)), np.arange(first, first + len(scores))] = -np.inf
-        nearest = _highest(scores, min(k, others.num - (others is queries)))
-        weights = np.maximum(np.take_along_axis(scores, nearest, 1), 0) ** np.float32(alpha)
+        near = highest(scores, min(k, num_other - alone))
+        weights = np.maximum(np.take_along_axis(scores, near, 1), 0) ** np.float32(alpha)
         for row, number in enumerate(range(first, first + len(scores))):
-            expanded[number] = queries.features[number] + weights[row] @ others.features[nearest[row]]
-    return _crops({"expanded query": expanded}, unit=True).features[: queries.num]
-
-
-@dataclass(frozen=True, slots=True)
-class _Crops:
-    """Features ready for products.
-
-    Attributes:
-        features: (more than n, d) float32; rows from n on are zero.
-        squares: (more than n,) float32 squared length of each row.
-        num: n.
-    """
-
-    features: FloatArray
-    squares: FloatArray
-    num: int
-
-    def rows(self, first: int, num: int) -> FloatArray:
-        """Return `num` rows and what follows them, up to a multiple of `_ROW_MULTIPLE`."""
-        return self.features[first : first + _padded(num)]
+            expanded[number] = crops.features[number] + weights[row] @ others[near[row]]
+    return join({"expanded query": expanded}, unit=True).features[:num_query]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,97 +210,8 @@ class _Sets:
         return owners, np.arange(len(owners)) + shifts[owners]
 
 
-def _crops(parts: Mapping[str, Floats], *, unit: bool) -> _Crops:
-    """Return the rows of all `parts`, checked, one below the other, scaled to length 1 if `unit`."""
-    arrays = {name: np.asanyarray(part) for name, part in parts.items()}
-    for name, array in arrays.items():
-        if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.floating):
-            raise EvaluationError(f"{name}_features are {array.dtype} {array.shape}; expected float (rows, columns)")
-    first, *others = arrays.values()
-    for other in others:
-        if other.shape[1] != first.shape[1]:
-            raise EvaluationError(_columns_differ(first, other))
-    num = sum(len(array) for array in arrays.values())
-    features = np.zeros((_padded(num) + _ROW_MULTIPLE, first.shape[1]), np.float32)
-    start = 0
-    for name, array in arrays.items():
-        _fill(features[start : start + len(array)], array, name, unit)
-        start += len(array)
-    return _Crops(features, np.einsum("ij,ij->i", features, features), num)
-
-
-def _fill(out: FloatArray, features: Floats, name: str, unit: bool) -> None:
-    """Write `features` to `out`, a part at a time: they may be memory-mapped."""
-    bad: list[npt.NDArray[np.intp]] = []
-    for first in range(0, len(features), _CHUNK):
-        part = np.asarray(features[first : first + _CHUNK])
-        lengths = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64, casting="same_kind"))
-        # Squares are kept in float32.
-        wrong = ~np.isfinite(lengths) | (lengths == 0 if unit else lengths > _LONGEST)
-        bad.append(first + np.flatnonzero(wrong))
-        lengths[wrong] = 1
-        if not bad[-1].size:
-            np.divide(part, lengths[:, None] if unit else 1, out=out[first : first + _CHUNK], casting="same_kind")
-    rows = np.concatenate(bad)
-    if len(rows):
-        what = "NaN, infinite or all zero" if unit else f"NaN, infinite or longer than {_LONGEST:.0e}"
-        raise EvaluationError(f"{len(rows)} {name}_features are {what}; the first is row {rows[0]}")
-
-
-def _columns_differ(query: Floats, gallery: Floats) -> str:
-    return f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}"
-
-
-def _padded(num: int) -> int:
-    return -(-num // _ROW_MULTIPLE) * _ROW_MULTIPLE
-
-
-def _products(left: FloatArray, right: FloatArray, num: int) -> Iterator[tuple[int, FloatArray]]:
-    """Yield (first row, products of a block of rows of `left` with all of `right`) of the first `num` rows of `left`.
-
-    The number of rows of both is a multiple of `_ROW_MULTIPLE`.
-    """
-    block = max(1, _BLOCK_BYTES // (4 * len(right) * _ROW_MULTIPLE)) * _ROW_MULTIPLE
-    for first in range(0, num, block):
-        yield first, (left[first : first + block] @ right.T)[: num - first]
-
-
-def _highest(scores: FloatArray, count: int) -> Rows:
-    """Return (b, count) the columns of the highest of (b, c) `scores`, highest first, ties in the order of the columns.
-
-    Nothing of the size of `scores` is sorted: columns that are congruent are a group, and the `count` highest lie in
-    the `count` groups with the highest maxima, unless groups tie for the last place.
-    """
-    num_groups = scores.shape[1] // _GROUP
-    if not count or num_groups <= count:
-        return _in_order(scores, np.arange(scores.shape[1]), count)
-    maxima = scores.reshape(len(scores), _GROUP, num_groups).max(axis=1)
-    groups = np.argpartition(maxima, num_groups - count, axis=1)[:, num_groups - count :]
-    columns = (groups[:, None, :] + num_groups * np.arange(_GROUP)[:, None]).reshape(len(scores), -1)
-    cells = columns + np.arange(len(scores))[:, None] * scores.shape[1]
-    found = _in_order(np.take(scores, cells), columns, count)  # faster than take_along_axis
-    lowest = np.take_along_axis(maxima, groups, 1).min(axis=1, keepdims=True)
-    for row in np.flatnonzero((maxima >= lowest).sum(axis=1) > count):
-        found[row] = _in_order(scores[row : row + 1], np.arange(scores.shape[1]), count)
-    return found
-
-
-def _in_order(scores: FloatArray, columns: Positions, count: int) -> Rows:
-    """Return (b, count) those of `columns` that have the highest `scores`, as `_highest` does.
-
-    One integer holds both: above, the bits of the score such that a higher one gives a smaller integer; below, the
-    column.
-    """
-    bits = (0 - scores).view(np.int32)  # 0 - x: never the negative zero, which has other bits than zero
-    bits ^= (bits >> 31) & _ALL_BUT_SIGN
-    keys = (bits.astype(np.int64) << 32) | columns
-    if count < keys.shape[1]:
-        keys = np.partition(keys, count, axis=1)[:, :count]
-    return np.sort(keys, axis=1).astype(np.uint32).view(np.int32)
-
-
 def _reranked(
-    crops: _Crops, num_query: int, config: RerankConfig, progress: Progress
+    crops: Crops, num_query: int, config: RerankConfig, progress: Progress
 ) -> Iterator[tuple[int, FloatArray]]:
     nearest, farthest = _neighbours(crops, _num_neighbours(config, crops.num), progress)
     sets = _sets(crops, nearest, farthest, config)
@@ -336,7 +221,7 @@ def _reranked(
     holders = _holders(sets, num_query)
     num_gallery = crops.num - num_query
     overlaps = np.zeros(num_gallery, sets.weights.dtype)
-    for first, block in _products(crops.rows(0, num_query), crops.rows(num_query, num_gallery), num_query):
+    for first, block in products(crops.rows(0, num_query), crops.rows(num_query, num_gallery), num_query):
         distances = _own_distances(block[:, :num_gallery], crops, slice(first, first + len(block)), config, farthest)
         distances *= np.float32(config.lambda_)
         for row, number in enumerate(range(first, first + len(block))):
@@ -349,7 +234,7 @@ def _num_neighbours(config: RerankConfig, num: int) -> int:
     return min(num, config.k1 if config.k1_counts_self else max(config.k1 + 1, config.k2))
 
 
-def _neighbours(crops: _Crops, count: int, progress: Progress) -> tuple[Rows, FloatArray]:
+def _neighbours(crops: Crops, count: int, progress: Progress) -> tuple[Rows, FloatArray]:
     """Return (n, count) the rows nearest to each row, and (n,) the largest squared distance from it.
 
     Infinity stands for a largest distance that is only rounding: divided by it, all are 0 (published code: 0 / 0).
@@ -357,26 +242,27 @@ def _neighbours(crops: _Crops, count: int, progress: Progress) -> tuple[Rows, Fl
     nearest, farthest = np.empty((crops.num, count), np.int32), np.empty(crops.num, np.float32)
     everyone = crops.rows(0, crops.num)
     half_squares = crops.squares[: len(everyone)] / 2
-    for first, scores in _products(everyone, everyone, crops.num):
+    for first, scores in products(everyone, everyone, crops.num):
         rows = slice(first, first + len(scores))
         scores -= half_squares  # |x - y|² = |x|² - 2 (x·y - |y|² / 2)
         farthest[rows] = crops.squares[rows] - 2 * scores[:, : crops.num].min(axis=1)
         scores[:, crops.num :] = -np.inf
-        nearest[rows] = _highest(scores, count)
+        nearest[rows] = highest(scores, count)
         progress("finding neighbours", rows.stop, crops.num)
     return nearest, np.where(farthest > _NOISE * crops.squares[: crops.num], farthest, np.inf).astype(np.float32)
 
 
-def _sets(crops: _Crops, nearest: Rows, farthest: FloatArray, config: RerankConfig) -> _Sets:
+def _sets(crops: Crops, nearest: Rows, farthest: FloatArray, config: RerankConfig) -> _Sets:
     """Return the k-reciprocal set of each row, grown, with weights exp(-distance) that add up to 1 (section 3.2)."""
     lists = nearest[:, : config.k1 + 1]
     halves = lists[:, : round(config.k1 / 2) + 1]
     mutual, half_mutual = _mutual(lists), _mutual(halves)
     dtype = np.float16 if config.half_precision else np.float32
     lengths, members, weights = [], [], []
-    flags = np.zeros(_table_rows(crops.num) * crops.num, bool)
-    for first in range(0, crops.num, _table_rows(crops.num)):
-        rows = slice(first, min(crops.num, first + _table_rows(crops.num)))
+    block = _table_rows(max(crops.num, lists.shape[1] * halves.shape[1]))
+    flags = np.zeros(block * crops.num, bool)
+    for first in range(0, crops.num, block):
+        rows = slice(first, min(crops.num, first + block))
         entries = _grown(lists, mutual, halves, half_mutual, rows, flags)
         owners, columns = np.divmod(entries, crops.num)
         squares = _squared_distances(crops, owners + first, columns)
@@ -391,8 +277,9 @@ def _sets(crops: _Crops, nearest: Rows, farthest: FloatArray, config: RerankConf
 def _mutual(lists: Rows) -> Booleans:
     """Tell of each entry of (n, m) neighbour `lists` whether its own list holds the row in turn."""
     mutual = np.empty(lists.shape, bool)
-    for first in range(0, len(lists), _CHUNK // 8):
-        rows = np.arange(first, min(len(lists), first + _CHUNK // 8), dtype=np.int32)
+    block = _table_rows(lists.shape[1] ** 2)
+    for first in range(0, len(lists), block):
+        rows = np.arange(first, min(len(lists), first + block), dtype=np.int32)
         mutual[rows] = (lists[lists[rows]] == rows[:, None, None]).any(axis=2)
     return mutual
 
@@ -426,13 +313,13 @@ def _grown(
     return entries
 
 
-def _squared_distances(crops: _Crops, left: Positions, right: Positions) -> FloatArray:
+def _squared_distances(crops: Crops, left: Positions, right: Positions) -> FloatArray:
     """Return |x - y|² of pairs of rows; `left` is ascending."""
-    products = np.empty(len(left), np.float32)
+    dots = np.empty(len(left), np.float32)
     bounds = [*np.flatnonzero(np.diff(left, prepend=-1)), len(left)]
     for start, stop in pairwise(bounds):
-        products[start:stop] = crops.features[right[start:stop]] @ crops.features[left[start]]
-    return crops.squares[left] + crops.squares[right] - 2 * products
+        dots[start:stop] = crops.features[right[start:stop]] @ crops.features[left[start]]
+    return crops.squares[left] + crops.squares[right] - 2 * dots
 
 
 def _scaled(squares: FloatArray, farthest: FloatArray, config: RerankConfig) -> FloatArray:
@@ -464,9 +351,9 @@ def _averaged(sets: _Sets, nearest: Rows) -> _Sets:
     return _Sets(_starts(np.concatenate(lengths)), np.concatenate(members), np.concatenate(weights))
 
 
-def _table_rows(num: int) -> int:
-    """How many rows of a table with `num` columns are worked on together."""
-    return min(512, max(1, _TABLE_CELLS // num))
+def _table_rows(num_cells: int) -> int:
+    """Return how many rows of `num_cells` are worked on together."""
+    return min(512, max(1, _TABLE_CELLS // num_cells))
 
 
 def _starts(lengths: npt.NDArray[np.intp]) -> Positions:
@@ -484,15 +371,15 @@ def _holders(sets: _Sets, num_query: int) -> _Sets:
 
 
 def _own_distances(
-    products: FloatArray, crops: _Crops, rows: slice, config: RerankConfig, farthest: FloatArray
+    dots: FloatArray, crops: Crops, rows: slice, config: RerankConfig, farthest: FloatArray
 ) -> FloatArray:
     """Return the distances that the result keeps a share of, from the products of `rows` with the gallery."""
     if config.mix_cosine:
-        return np.subtract(1, products, out=products)
-    products *= -2
-    products += crops.squares[rows, None]
-    products += crops.squares[crops.num - products.shape[1] : crops.num]
-    return _scaled(products, farthest[rows, None], config)
+        return np.subtract(1, dots, out=dots)
+    dots *= -2
+    dots += crops.squares[rows, None]
+    dots += crops.squares[crops.num - dots.shape[1] : crops.num]
+    return _scaled(dots, farthest[rows, None], config)
 
 
 def _add_jaccard(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation import reranking
+from entire_id.evaluation import nearest, reranking
 from entire_id.evaluation.reranking import PRESETS, RerankConfig, expand_queries, rerank
 
 from dense_rerank import dense_rerank
@@ -147,30 +147,19 @@ def test_re_ranking_finds_people_better() -> None:
 def test_result_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     features = people(np.random.default_rng(4), 700)
     whole = distances(features[:150], features[150:], RerankConfig())
-    for name in ("_BLOCK_BYTES", "_TABLE_CELLS"):
-        monkeypatch.setattr(reranking, name, 1)
-    monkeypatch.setattr(reranking, "_CHUNK", 64)
+    monkeypatch.setattr(reranking, "_TABLE_CELLS", 1)
+    monkeypatch.setattr(nearest, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(nearest, "_CHUNK", 64)
     blocks = list(rerank(features[:150], features[150:]))
     assert [first for first, _ in blocks] == [0, 64, 128]
     np.testing.assert_array_equal(-np.concatenate([block for _, block in blocks]), whole)
-
-
-def test_highest_are_those_of_a_stable_sort() -> None:
-    rng = np.random.default_rng(5)
-    for columns, count, values in ((64, 3, 4), (1024, 5, 3), (1024, 5, 10**6), (2048, 20, 40), (128, 128, 5)):
-        scores = rng.integers(-values, values, (20, columns)).astype(np.float32) * rng.choice(
-            [-0.0, 0.5], (20, columns)
-        )
-        scores = scores.astype(np.float32)
-        expected = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-        np.testing.assert_array_equal(reranking._highest(scores, count), expected)
 
 
 def test_memory_stays_below_the_matrix() -> None:
     """N × N would be 36 MB; numpy reports its arrays to tracemalloc."""
     features = people(np.random.default_rng(6), 3000).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reranking, "_BLOCK_BYTES", 1 << 20)
+        patch.setattr(nearest, "_BLOCK_BYTES", 1 << 20)
         patch.setattr(reranking, "_TABLE_CELLS", 1 << 18)
         tracemalloc.start()
         for _, block in rerank(features[:800], features[800:], RerankConfig(k1=5, k2=2)):
