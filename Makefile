@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 bench-pack bench-scale bench-rerank
+.PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 bench-pack bench-scale bench-order bench-rerank
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -55,3 +55,6 @@ bench-scale: $(STAMP) ## Pack 4,450,000 crops, killed half-way; needs 66 GB in W
 
 bench-rerank: $(STAMP) ## Re-rank beside the dense original; needs 14 GB of memory
 	$(BIN)/python benchmarks/rerank.py $(or $(WORK),build)/bench-rerank
+
+bench-order: $(STAMP) ## Measure the order of rows: batches, streams, bytes of an edit; needs 4 GB in WORK, 15 minutes
+	$(BIN)/python benchmarks/order.py $(or $(WORK),build)/bench-order

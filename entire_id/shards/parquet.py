@@ -20,9 +20,6 @@ __all__ = ["ParquetShard", "image_spans", "read_crops", "read_names", "write_met
 
 _IMAGE_LEAF = "image.bytes"
 _IMAGE_LEAVES = (_IMAGE_LEAF, "image.path")
-# Pages end by size, not by content: the row groups are cut by content already, and Xet finds equal bytes wherever they
-# lie. With Parquet's content-defined chunking twice as much travels after an edit (benchmarks/RESULTS.md).
-_PAGE_BYTES = 1 << 20
 _DATA_PAGE = 0
 Bytes = bytes | mmap.mmap
 _UINT32 = struct.Struct("<I").unpack_from
@@ -42,7 +39,9 @@ class ParquetShard:
             use_dictionary=labels,
             write_statistics=labels,
             write_page_index=True,
-            data_page_size=_PAGE_BYTES,
+            # No content-defined chunking, and so one page of images a row group: when a person goes, Xet sends 9 MB so and
+            # 20 MB with it (benchmarks/RESULTS.md, "Row order"). It finds plain image bytes in any page, and the more
+            # pages there are, the more of their headers change.
         )
 
     def write(self, crops: Crops) -> None:
