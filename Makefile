@@ -21,7 +21,7 @@ demo: $(STAMP) ## Draw people, pack, verify, load, stream, score: the whole way,
 	$(BIN)/entire-id demo demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: $(STAMP) ## Look at style, types and layers; changes nothing
 	$(BIN)/ruff check .

@@ -18,8 +18,6 @@ from entire_id.sources.remote import RemoteFiles
 
 from servers import SERVERS, Server, serve
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 
 @pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

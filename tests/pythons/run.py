@@ -32,7 +32,7 @@ def run_tests(interpreter: Path, version: str) -> None:
         subprocess.run([interpreter, "-m", "venv", environment], check=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", "--editable", ROOT, *TOOLS], check=True)
-    subprocess.run([python, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-q"], check=True, cwd=ROOT)
+    subprocess.run([python, "-m", "pytest", "-n", "2", "-q"], check=True, cwd=ROOT)
 
 
 def main() -> None:

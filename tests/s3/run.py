@@ -32,7 +32,7 @@ def make_environment() -> Path:
 
 def main() -> None:
     """Make the environment and run there what the other tests leave out."""
-    pytest = [make_environment(), "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-k", "s3 or ray"]
+    pytest = [make_environment(), "-m", "pytest", "-q", "-n", "2", "-k", "s3 or ray"]
     subprocess.run([*pytest, *TESTS], check=True, cwd=ROOT)
 
 

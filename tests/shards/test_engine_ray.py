@@ -25,7 +25,6 @@ from builders import Slow, go_on, many_crops, pack_folder, rejected_rows, settle
 from servers import Server, serve
 
 SHARD_ROWS = 60
-pytestmark = pytest.mark.xdist_group("ray")  # one process starts the cluster that all share
 ROOT = Path(__file__).parents[2]
 
 

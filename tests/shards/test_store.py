@@ -31,7 +31,6 @@ from builders import Wrapped, crop_names, image_bytes, pack_folder, rejected_row
 from servers import SERVERS, Server, serve
 
 SHARD_ROWS = 12
-pytestmark = pytest.mark.xdist_group("servers")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
