@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 bench-pack bench-scale bench-order bench-rerank
+.PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 \
+	bench-pack bench-scale bench-order bench-eval bench-rerank
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -58,3 +59,6 @@ bench-rerank: $(STAMP) ## Re-rank beside the dense original; needs 14 GB of memo
 
 bench-order: $(STAMP) ## Measure the order of rows: batches, streams, bytes of an edit; needs 4 GB in WORK, 15 minutes
 	$(BIN)/python benchmarks/order.py $(or $(WORK),build)/bench-order
+
+bench-eval: $(STAMP) .venv-rivals/.installed ## Score up to 5,000 × 300,000 features beside other tools; needs 2 GB in WORK (default: build/)
+	$(BIN)/python benchmarks/evaluation.py $(or $(WORK),build)/bench-eval

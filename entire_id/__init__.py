@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from entire_id.errors import EntireIdError
-    from entire_id.evaluation.ranking import Scores, evaluate
+    from entire_id.evaluation.camera_pairs import evaluate_camera_pairs
+    from entire_id.evaluation.comparison import compare
+    from entire_id.evaluation.dropin import FeatureAccumulator, compute_metrics, evaluate_rank
+    from entire_id.evaluation.features import score_blocks
+    from entire_id.evaluation.labels import Labels
+    from entire_id.evaluation.protocols import PROTOCOLS, Protocol
+    from entire_id.evaluation.ranking import evaluate, evaluate_blocks
     from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
+    from entire_id.evaluation.scores import Scores
+    from entire_id.evaluation.verification import evaluate_open_set, evaluate_roc
     from entire_id.loading.embed import embed, read_features
     from entire_id.loading.hf import load
     from entire_id.loading.reader import CropReader
@@ -23,16 +31,27 @@ if TYPE_CHECKING:
     from entire_id.sources.layouts import open_source
 
 __all__ = [
+    "PROTOCOLS",
     "CropReader",
     "EntireIdError",
+    "FeatureAccumulator",
+    "Labels",
     "Manifest",
     "PackConfig",
+    "Protocol",
     "RerankConfig",
     "Scores",
     "__version__",
+    "compare",
+    "compute_metrics",
     "diff_versions",
     "embed",
     "evaluate",
+    "evaluate_blocks",
+    "evaluate_camera_pairs",
+    "evaluate_open_set",
+    "evaluate_rank",
+    "evaluate_roc",
     "expand_queries",
     "load",
     "open_source",
@@ -41,6 +60,7 @@ __all__ = [
     "read_manifest",
     "repair",
     "rerank",
+    "score_blocks",
     "verify",
 ]
 
@@ -48,8 +68,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ["EntireIdError"],
-    "evaluation.ranking": ["Scores", "evaluate"],
+    "evaluation.camera_pairs": ["evaluate_camera_pairs"],
+    "evaluation.comparison": ["compare"],
+    "evaluation.dropin": ["FeatureAccumulator", "compute_metrics", "evaluate_rank"],
+    "evaluation.features": ["score_blocks"],
+    "evaluation.labels": ["Labels"],
+    "evaluation.protocols": ["PROTOCOLS", "Protocol"],
+    "evaluation.ranking": ["evaluate", "evaluate_blocks"],
     "evaluation.reranking": ["RerankConfig", "expand_queries", "rerank"],
+    "evaluation.scores": ["Scores"],
+    "evaluation.verification": ["evaluate_open_set", "evaluate_roc"],
     "loading.embed": ["embed", "read_features"],
     "loading.hf": ["load"],
     "loading.reader": ["CropReader"],

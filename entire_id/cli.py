@@ -9,7 +9,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
@@ -22,6 +22,7 @@ from entire_id.errors import EntireIdError, PreviousVersionError
 from entire_id.records import Progress
 
 if TYPE_CHECKING:
+    from entire_id.evaluation.breakdown import Interval
     from entire_id.shards.manifest import Manifest
     from entire_id.shards.pack import PackReport
     from entire_id.shards.repair import RepairReport
@@ -54,6 +55,14 @@ class Format(StrEnum):
 
     PARQUET = "parquet"
     WEBDATASET = "webdataset"
+
+
+class TieRule(StrEnum):
+    """Where a positive stands among negatives of its score."""
+
+    WORST = "worst"
+    BEST = "best"
+    STABLE = "stable"
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -458,24 +467,65 @@ def embed(
 
 @app.command()
 def evaluate(
-    folder: FolderArgument, model: ModelOption = "colour", features: FeaturesOption = None, as_json: JsonOption = False
+    folder: FolderArgument,
+    model: ModelOption = "colour",
+    features: FeaturesOption = None,
+    protocol: Annotated[str, typer.Option(help="Which crops are right and which are ignored.")] = "market1501",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Scores by camera, camera_pair, continent, num_positives, width, height, seq or frame; repeatable.",
+        ),
+    ] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Features of another model.")] = None,
+    tie: Annotated[TieRule, typer.Option(help="Where a right crop stands among wrong ones of its score.")] = (
+        TieRule.WORST
+    ),
+    max_rank: Annotated[int, typer.Option(min=1, help="Length of the CMC curve.")] = 50,
+    as_json: JsonOption = False,
 ) -> None:
-    """Score features by the field's rule: mAP, CMC, mINP."""
+    """Score features by the field's rule: mAP, CMC, mINP, with 95 % confidence intervals."""
+    from entire_id.evaluation.comparison import compare as compare_scores
+    from entire_id.evaluation.protocols import PROTOCOLS
     from entire_id.loading.embed import features_folder
-    from entire_id.score import score_features
+    from entire_id.score import score_camera_pairs, score_features
 
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"no protocol {protocol!r}; there is {', '.join(PROTOCOLS)}")
+    columns = by or (["continent"] if PROTOCOLS[protocol].within == "continent" else [])
+    found = features or features_folder(folder, model)
+    rule: Any = {"protocol": protocol, "tie": tie.value}
     with _progress() as progress:
-        scores = score_features(folder, features or features_folder(folder, model), progress)
+        scores = score_features(folder, found, progress, max_rank=max_rank, **rule)
+        parts: dict[str, Any] = {name: scores.by(name) for name in columns if name != "camera_pair"}
+        if "camera_pair" in columns:
+            parts["camera_pair"] = score_camera_pairs(folder, found, **rule)
+        difference = None
+        if compare is not None:
+            difference = compare_scores(scores, score_features(folder, compare, progress, max_rank=max_rank, **rule))
     if as_json:
-        _print_json(scores.to_dict())
+        result = {**scores.to_dict(), "cmc": scores.cmc.tolist()}
+        result["intervals"] = {name: [one.low, one.high] for name, one in scores.intervals().items()}
+        result["by"] = {name: part.to_dict() for name, part in parts.items()}
+        _print_json(result | ({"comparison": difference.to_dict()} if difference else {}))
         return
-    names = {"mAP": scores.mAP, "Rank-1": scores.rank(1), "Rank-5": scores.rank(5), "Rank-10": scores.rank(10)}
-    names["mINP"] = scores.mINP
-    _print_table(["score", "%"], [(name, 100 * value) for name, value in names.items()])
-    skipped = scores.num_query - scores.num_valid_query
-    _say(
-        f"{scores.num_valid_query:,} queries against {scores.num_gallery:,} gallery crops, {skipped:,} queries skipped"
-    )
+    _print_table(["score", "%", "from", "to"], _in_percent(scores.intervals()))
+    for part in parts.values():
+        print(f"{part.table()}\n")
+    if difference is not None:
+        _print_table(["difference", "points", "from", "to"], _in_percent(difference.differences))
+        _say(f"{difference.summary()} with {compare}")
+    _say(scores.summary())
+    for warning in scores.warnings:
+        _say(f"warning: {warning}")
+
+
+def _in_percent(intervals: Mapping[str, Interval]) -> list[tuple[str, float, float, float]]:
+    return [
+        (name.replace("rank", "Rank-"), 100 * one.value, 100 * one.low, 100 * one.high)
+        for name, one in intervals.items()
+    ]
 
 
 @app.command()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from entire_id.loading.embed import embed
 
 from builders import crop_names, write_crops
 
@@ -74,6 +78,33 @@ def test_json_is_all_that_stdout_holds(packed: Path, tmp_path: Path) -> None:
     assert 0 <= scores["mAP"] <= scores["rank10"] <= 1
 
 
+def test_evaluate_shows_parts_and_what_differs(packed: Path, tmp_path: Path) -> None:
+    features, other = tmp_path / "features", tmp_path / "other"
+    embed(packed, ["query", "gallery"], "colour", features)
+    shutil.copytree(features, other)
+    values = np.load(other / "gallery.npy")
+    np.save(other / "gallery.npy", values[np.random.default_rng(0).permutation(len(values))])
+    options = ["--features", features, "--by", "camera", "--by", "camera_pair", "--compare", other]
+    done = entire_id("evaluate", packed, *options, "--max-rank", "5", "--tie", "best")
+    assert done.returncode == 0, done.stderr
+    words = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in words if line and line[0] in {"mAP", "Rank-5", "Rank-10"}] == ["mAP", "Rank-5"] * 2
+    assert ["0", "4"] in [line[:2] for line in words]  # camera 0 has four queries
+    assert "mAP, %" in done.stdout
+    assert f"equal with {other}" in done.stderr
+    assert "12 queries against 24 gallery crops, 0 queries skipped; protocol market1501" in done.stderr
+    assert "warning: ties make the mAP ambiguous by" in done.stderr
+
+    options = ["--features", features, "--compare", other, "--protocol", "leave_one_continent_out", "--json"]
+    report = json.loads(entire_id("evaluate", packed, *options).stdout)
+    assert report["protocol"] == "leave_one_continent_out"
+    assert set(report["by"]["continent"]) == {"asia", "europe"}
+    assert report["comparison"]["differences"]["mAP"]["value"] < 0
+    assert report["intervals"]["mAP"][0] <= report["mAP"] <= report["intervals"]["mAP"][1]
+    assert len(report["cmc"]) == 50
+    assert report["warnings"][-1] == "the gallery has 24 crops, fewer than 50 ranks: the CMC curve is flat beyond"
+
+
 def test_info_counts_crops_by_continent(packed: Path) -> None:
     lines = entire_id("info", packed).stdout.splitlines()
     assert ["asia", "8", "16"] in [line.split() for line in lines]
@@ -101,6 +132,9 @@ def test_info_counts_crops_by_continent(packed: Path) -> None:
         (["pack", "crops/cameras.csv", "out"], 1, "no column path, pid, split"),
         (["pack", "crops/query/00000_c000s0_760487.jpg", "out"], 1, "neither a folder, nor a whole zip archive, nor a"),
         (["embed", "entire-id", "--model", "resnet"], 2, "no model 'resnet'; there is colour"),
+        (["evaluate", "entire-id", "--protocol", "duke"], 2, "no protocol 'duke'; there is market1501,"),
+        (["evaluate", "entire-id", "--tie", "random"], 2, "'random' is not one of"),
+        (["evaluate", "entire-id", "--max-rank", "0"], 2, "Invalid value for '--max-rank'"),
     ],
 )
 def test_errors_say_what_to_do_and_have_their_exit_code(

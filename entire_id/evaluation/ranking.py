@@ -1,225 +1,312 @@
-"""Re-identification scores by the field's rule, exact, block by block.
+"""Re-identification scores, exact, block by block: features or blocks of scores in, `Scores` out.
 
 For a query, gallery crops of the same person under the same camera are ignored, junk is ignored, and queries that are
 left without a positive are skipped and counted (Zheng et al., "Scalable Person Re-identification: A Benchmark",
-ICCV 2015). Nothing is sorted but the positives: a positive's rank is one more than the number of kept gallery crops
-that score at least as high, so a tie counts against the model.
+ICCV 2015); `protocols` holds other rules. A tie counts against the model unless told otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.records import JUNK_PID, Progress, no_progress
+from entire_id.evaluation.arrays import Tensor, is_tensor, to_numpy
+from entire_id.evaluation.counting import Kernel, Tie, count_negatives
+from entire_id.evaluation.features import as_matrix, pool_features, score_blocks
+from entire_id.evaluation.labels import Labels, PairIndex
+from entire_id.evaluation.protocols import Protocol, find_protocol
+from entire_id.evaluation.scores import Scores, mean_over
+from entire_id.evaluation.single_shot import Identities, draw_galleries
+from entire_id.evaluation.tally import Part, tally
+from entire_id.records import Progress, no_progress
 
-__all__ = ["Scores", "evaluate"]
+__all__ = ["Scores", "checked_blocks", "evaluate", "evaluate_blocks"]
 
-Floats = npt.NDArray[np.floating[Any]]
-Integers = npt.NDArray[np.integer[Any]]
-
-_BLOCK_BYTES = 32 << 20
-# Matrix products treat the rows at an odd end by another routine, in which equal rows need not score the same: both
-# sides are padded with zero rows to a multiple of this, and multiplied in blocks of a multiple of it.
-_ROW_MULTIPLE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How well features find people.
-
-    Attributes:
-        mAP: mean average precision over valid queries, in [0, 1].
-        mINP: mean inverse negative penalty over valid queries, in [0, 1] (Ye et al., "Deep Learning for Person
-            Re-identification: A Survey and Outlook", TPAMI 2021).
-        cmc: (max_rank,) share of valid queries whose first positive is at rank ≤ 1, 2, …; constant beyond the gallery.
-        average_precision: (num_query,) AP of each query, NaN where it was skipped.
-        num_query: queries given.
-        num_valid_query: queries with at least one positive.
-        num_gallery: gallery crops given.
-    """
-
-    mAP: float  # noqa: N815 the field's own spelling
-    mINP: float  # noqa: N815
-    cmc: npt.NDArray[np.float64]
-    average_precision: npt.NDArray[np.float64]
-    num_query: int
-    num_valid_query: int
-    num_gallery: int
-
-    def rank(self, k: int) -> float:
-        """Return the share of valid queries with a positive among the first `k`, in [0, 1].
-
-        Raises:
-            EvaluationError: `k` is not in 1..max_rank.
-        """
-        if not 1 <= k <= len(self.cmc):
-            raise EvaluationError(f"rank {k} is not in 1..{len(self.cmc)}; evaluate with max_rank={k}")
-        return float(self.cmc[k - 1])
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Return the scores as plain numbers, ready for JSON."""
-        ranks = {f"rank{k}": self.rank(k) for k in (1, 5, 10) if k <= len(self.cmc)}
-        counts = {name: getattr(self, name) for name in ("num_query", "num_valid_query", "num_gallery")}
-        return {"mAP": self.mAP, **ranks, "mINP": self.mINP, **counts}
+_AMBIGUOUS = 1e-4  # a fiftieth of the differences that papers report
 
 
 def evaluate(  # noqa: PLR0913 six arrays are what it is about
-    query_features: Floats,
-    gallery_features: Floats,
-    query_pids: Integers,
-    gallery_pids: Integers,
-    query_camids: Integers,
-    gallery_camids: Integers,
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_pids: npt.ArrayLike,
+    gallery_pids: npt.ArrayLike,
+    query_camids: npt.ArrayLike | None = None,
+    gallery_camids: npt.ArrayLike | None = None,
     *,
+    protocol: str | Protocol = "market1501",
+    tie: Tie = "worst",
     max_rank: int = 50,
+    query_seqs: npt.ArrayLike | None = None,
+    gallery_seqs: npt.ArrayLike | None = None,
+    query_columns: Mapping[str, npt.ArrayLike] | None = None,
+    gallery_columns: Mapping[str, npt.ArrayLike] | None = None,
+    query_in_gallery: npt.ArrayLike | None = None,
+    train_pids: npt.ArrayLike | None = None,
+    kernel: Kernel = "auto",
     progress: Progress = no_progress,
 ) -> Scores:
-    """Return mAP, CMC and mINP of cosine similarity between features.
+    """Return mAP, CMC, mINP and more of the cosine similarity between features.
 
     Args:
-        query_features: (q, d) float.
-        gallery_features: (g, d) float.
+        query_features: (q, d) of any float type: a numpy array, also memory-mapped, or a torch tensor on any device.
+        gallery_features: (g, d), of the same kind.
         query_pids: (q,) int identities; -1 is junk.
         gallery_pids: (g,) int identities; -1 is junk.
-        query_camids: (q,) int cameras.
+        query_camids: (q,) int cameras. Protocols that know no cameras do without.
         gallery_camids: (g,) int cameras.
+        protocol: a name of `protocols.PROTOCOLS`, or a protocol.
+        tie: where a positive stands among negatives of its score: `worst` below all, `best` above all, `stable` by the
+            order of the gallery.
         max_rank: length of the CMC curve, at least 1.
+        query_seqs: (q,) int sequences, for `intra_camera`; short for the column `seq`.
+        gallery_seqs: (g,) int sequences.
+        query_columns: what else is known of the queries, (q,) each, by name: for `Scores.by`, and `continent` for
+            `leave_one_continent_out`.
+        gallery_columns: the same of the gallery.
+        query_in_gallery: (q,) int the gallery row that is the query itself, which it ignores; -1 where there is none.
+        train_pids: identities that the model was trained on; queries of these are counted in the warnings.
+        kernel: `auto`, `numpy` or `numba`: the scores are the same.
         progress: told how far it is.
 
     Raises:
-        EvaluationError: shapes or lengths disagree, a feature is not finite or is all zero, no query has a positive, or
-            `max_rank` is not at least 1.
+        EvaluationError: shapes or lengths disagree, a feature is not finite or is all zero, no query has a positive,
+            the protocol needs what was not given, or an option is unknown.
 
     Example:
         >>> features = np.array([[1.0, 0.0], [0.0, 1.0]])
         >>> evaluate(features, features, np.array([3, 4]), np.array([3, 4]), np.array([0, 0]), np.array([1, 1])).mAP
         1.0
     """
-    query, gallery = _unit(query_features, "query"), _unit(gallery_features, "gallery")
-    if query.shape[1] != gallery.shape[1]:
-        raise EvaluationError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
-    labels = _Labels(
-        _labels(query_pids, len(query_features), "query_pids"),
-        _labels(gallery_pids, len(gallery_features), "gallery_pids"),
-        _labels(query_camids, len(query_features), "query_camids"),
-        _labels(gallery_camids, len(gallery_features), "gallery_camids"),
+    protocol = find_protocol(protocol)
+    _check_lengths(query_features, query_pids, "query")
+    _check_lengths(gallery_features, gallery_pids, "gallery")
+    labels = Labels.of(
+        query_pids,
+        gallery_pids,
+        query_camids,
+        gallery_camids,
+        query_columns=_with_seq(query_columns, query_seqs),
+        gallery_columns=_with_seq(gallery_columns, gallery_seqs),
+        query_in_gallery=query_in_gallery,
     )
+    if protocol.pool_queries:
+        query_features, first_rows = pool_features(query_features, labels.query_pids, labels.query_camids)
+        labels = labels.of_queries(first_rows)
+    scores = _evaluate(
+        score_blocks(query_features, gallery_features), labels, protocol, tie, max_rank, kernel, progress
+    )
+    return scores if train_pids is None else _with_train_warning(scores, train_pids)
+
+
+def _check_lengths(features: Tensor, pids: npt.ArrayLike, side: str) -> None:
+    num_rows, shape = len(as_matrix(features, side)), np.shape(pids)
+    if shape != (num_rows,):
+        raise EvaluationError(f"{side}_pids have shape {shape}; expected one for each of {num_rows} {side}_features")
+
+
+def _with_seq(columns: Mapping[str, npt.ArrayLike] | None, seqs: npt.ArrayLike | None) -> Mapping[str, npt.ArrayLike]:
+    return dict(columns or {}) | ({} if seqs is None else {"seq": seqs})
+
+
+def _with_train_warning(scores: Scores, train_pids: npt.ArrayLike) -> Scores:
+    """Return the scores, warned of people that the model may have seen in training."""
+    seen = np.isin(scores.labels.query_pids, to_numpy(train_pids)) & ~np.isnan(scores.first_rank)
+    if not seen.any():
+        return scores
+    warning = (
+        f"{int(seen.sum()):,} scored queries have the pid of a training identity: unless numbering restarts between "
+        "train and test, the model has seen these people"
+    )
+    return replace(scores, warnings=(*scores.warnings, warning))
+
+
+def evaluate_blocks(  # noqa: PLR0913 options of one thing
+    blocks: Iterable[tuple[int, Tensor]],
+    labels: Labels,
+    protocol: str | Protocol = "market1501",
+    *,
+    tie: Tie = "worst",
+    max_rank: int = 50,
+    kernel: Kernel = "auto",
+    progress: Progress = no_progress,
+) -> Scores:
+    """Return the scores of a ranking that is given as blocks of similarities.
+
+    Args:
+        blocks: (number of the first query, (b, g) similarities, higher is more alike) of all queries in their order, in
+            blocks of any size; finite float32 or float64. Each block is overwritten.
+        labels: whose the crops are.
+        protocol: a name of `PROTOCOLS`, or a protocol.
+        tie: see `Tie`.
+        max_rank: length of the CMC curve, at least 1.
+        kernel: see `Kernel`.
+        progress: told how far it is.
+
+    Raises:
+        EvaluationError: the blocks do not cover the queries in order, are not as wide as the gallery or not finite; no
+            query has a positive; or an option is unknown.
+    """
+    protocol = find_protocol(protocol)
+    if protocol.pool_queries:
+        raise EvaluationError(f"protocol {protocol.name!r} pools features, and scores hold none; use evaluate")
+    return _evaluate(checked_blocks(blocks, labels), labels, protocol, tie, max_rank, kernel, progress)
+
+
+def _evaluate(  # noqa: PLR0913 those of `evaluate_blocks`
+    blocks: Iterable[tuple[int, Tensor]],
+    labels: Labels,
+    protocol: Protocol,
+    tie: Tie,
+    max_rank: int,
+    kernel: Kernel,
+    progress: Progress,
+) -> Scores:
     if max_rank < 1:
         raise EvaluationError(f"max_rank {max_rank} is not at least 1")
+    index = PairIndex(labels, protocol)
+    identities = Identities(index) if protocol.single_shot else None
+    parts = []
+    for first, block in blocks:
+        counts = count_negatives(block, first, index, tie, kernel)
+        part = tally(counts, protocol.ap)
+        if identities is not None:
+            draws = draw_galleries(to_numpy(block), first, counts, identities, tie, max_rank)
+            part = replace(
+                part,
+                ranks=part.ranks[:0],
+                average_precision=draws.precision,
+                inverse_penalty=draws.precision,
+                first_rank=draws.rank,
+                spread=draws.spread,
+                hits=draws.hits,
+            )
+        parts.append(part)
+        progress("evaluating", first + len(block), len(labels.query_pids))
+    return _scores(parts, index, tie, max_rank)
+
+
+def checked_blocks(blocks: Iterable[tuple[int, Tensor]], labels: Labels) -> Iterator[tuple[int, Tensor]]:
+    """Yield the blocks, and raise an EvaluationError where they are not what `evaluate_blocks` takes."""
     num_query, num_gallery = len(labels.query_pids), len(labels.gallery_pids)
-    precision, penalty = np.full(num_query, np.nan), np.full(num_query, np.nan)
-    first_rank = np.zeros(num_query, np.int64)
-    for number, ranks in _ranks(query, gallery, labels, progress):
-        hits = np.arange(1, len(ranks) + 1)
-        precision[number] = (hits / ranks).mean()
-        penalty[number] = len(ranks) / ranks[-1]
-        first_rank[number] = ranks[0]
-    valid = first_rank > 0
+    expected = 0
+    for first, block in blocks:
+        _check_block(first, block, expected, num_gallery)
+        expected += len(block)
+        if expected > num_query:
+            break
+        yield first, block
+    if expected != num_query:
+        raise EvaluationError(f"the blocks hold {expected:,} rows of scores for {num_query:,} queries")
+
+
+def _check_block(first: int, block: Tensor, expected: int, num_gallery: int) -> None:
+    if first != expected:
+        raise EvaluationError(f"a block starts with query {first:,}; expected query {expected:,}: blocks go in order")
+    if block.ndim != 2 or not len(block) or block.shape[1] != num_gallery:
+        raise EvaluationError(f"the block of query {first:,} has shape {tuple(block.shape)}; not (b, {num_gallery})")
+    if str(block.dtype).removeprefix("torch.") not in {"float32", "float64"}:
+        raise EvaluationError(f"the block of query {first:,} is {block.dtype}; expected float32 or float64")
+    if not is_tensor(block) and not block.flags.writeable:
+        raise EvaluationError(f"the block of query {first:,} is read-only; it is overwritten, so give a copy")
+    if not np.isfinite(float(block.max())) or not np.isfinite(float(block.min())):
+        raise EvaluationError(f"scores in the block of query {first:,} are NaN or infinite")
+
+
+def _scores(parts: list[Part], index: PairIndex, tie: str, max_rank: int) -> Scores:
+    def joined(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    labels, protocol = index.labels, index.protocol
+    first_rank, precision, penalty = joined("first_rank"), joined("average_precision"), joined("inverse_penalty")
+    valid = ~np.isnan(first_rank)
     if not valid.any():
-        raise EvaluationError(_why_none_valid(labels))
-    counts = np.bincount(np.minimum(first_rank[valid], max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
+        raise EvaluationError(_why_none_valid(index))
+    skipped = _skipped(index, valid)
+    number = int(valid.sum()) if protocol.mean == "valid" else len(valid) - skipped.get("junk", 0)
+    hits = joined("hits") if parts[0].hits is not None else None
+    if hits is None:
+        at_rank = np.bincount(np.minimum(first_rank[valid], max_rank + 1).astype(np.int64), minlength=max_rank + 2)
+        cmc = np.cumsum(at_rank[1 : max_rank + 1]) / number
+    else:
+        cmc = np.array([mean_over(column, number) for column in hits.T])
+    ambiguity = mean_over(joined("spread"), number)
     return Scores(
-        mAP=float(precision[valid].mean()),
-        mINP=float(penalty[valid].mean()),
-        cmc=np.cumsum(counts) / valid.sum(),
+        mAP=mean_over(precision, number),
+        mINP=mean_over(penalty, number),
+        cmc=cmc,
         average_precision=precision,
-        num_query=num_query,
+        inverse_penalty=penalty,
+        first_rank=first_rank,
+        num_positives=joined("num_positives"),
+        ranks=joined("ranks"),
+        hits=hits,
+        num_query=len(valid),
         num_valid_query=int(valid.sum()),
-        num_gallery=num_gallery,
+        num_gallery=len(labels.gallery_pids),
+        skipped=skipped,
+        ambiguity=ambiguity,
+        protocol=protocol,
+        tie=tie,
+        warnings=_warnings(index, ambiguity, max_rank),
+        labels=labels,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    query_pids: npt.NDArray[np.int64]
-    gallery_pids: npt.NDArray[np.int64]
-    query_camids: npt.NDArray[np.int64]
-    gallery_camids: npt.NDArray[np.int64]
+def _skipped(index: PairIndex, valid: npt.NDArray[np.bool_]) -> dict[str, int]:
+    """Return how many queries have no positive, by reason."""
+    absent = index.num_same_pid == 0
+    counts = {
+        "junk": index.is_junk_query,
+        "not in the gallery": absent & ~index.is_junk_query,
+        "there only among ignored crops": ~valid & ~absent,
+    }
+    return {reason: int(chosen.sum()) for reason, chosen in counts.items() if chosen.any()}
 
 
-def _unit(features: Floats, name: str) -> npt.NDArray[np.float32]:
-    """Return the rows of `features` at length 1, float32, followed by zero rows up to a multiple of `_ROW_MULTIPLE`."""
-    features = np.asarray(features)
-    if features.ndim != 2 or not len(features) or not np.issubdtype(features.dtype, np.floating):
-        raise EvaluationError(f"{name}_features are {features.dtype} {features.shape}; expected float (rows, columns)")
-    lengths = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
-    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
-    if len(bad):
-        raise EvaluationError(f"{len(bad)} {name}_features are NaN, infinite or all zero; the first is row {bad[0]}")
-    unit = np.zeros((-(-len(features) // _ROW_MULTIPLE) * _ROW_MULTIPLE, features.shape[1]), np.float32)
-    np.divide(features, lengths[:, None], out=unit[: len(features)], casting="same_kind")
-    return unit
+def _warnings(index: PairIndex, ambiguity: float, max_rank: int) -> tuple[str, ...]:
+    num_kept = len(index.labels.gallery_pids) - len(index.junk)
+    found = []
+    if ambiguity > _AMBIGUOUS:
+        found.append(
+            f"ties make the mAP ambiguous by {ambiguity:.4f}: many gallery crops score exactly alike. Were the "
+            "features stored in half precision, or has the model collapsed?"
+        )
+    if num_kept < max_rank:
+        found.append(f"the gallery has {num_kept:,} crops, fewer than {max_rank} ranks: the CMC curve is flat beyond")
+    return tuple(found)
 
 
-def _labels(values: Integers, length: int, name: str) -> npt.NDArray[np.int64]:
-    values = np.asarray(values)
-    if values.shape != (length,) or not np.issubdtype(values.dtype, np.integer):
-        raise EvaluationError(f"{name} are {values.dtype} {values.shape}; expected integers ({length},)")
-    return values.astype(np.int64)
-
-
-def _ranks(
-    query: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], labels: _Labels, progress: Progress
-) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Yield (query number, ranks of its positives, ascending, from 1) of every query that has positives."""
-    by_pid = np.argsort(labels.gallery_pids, kind="stable")
-    sorted_pids = labels.gallery_pids[by_pid]
-    starts = np.searchsorted(sorted_pids, labels.query_pids, "left")
-    stops = np.searchsorted(sorted_pids, labels.query_pids, "right")
-    junk = np.flatnonzero(labels.gallery_pids == JUNK_PID)
-    num_query, num_gallery = len(labels.query_pids), len(labels.gallery_pids)
-    block = max(1, _BLOCK_BYTES // (4 * len(gallery) * _ROW_MULTIPLE)) * _ROW_MULTIPLE
-    for first in range(0, num_query, block):
-        scores = query[first : first + block] @ gallery.T
-        scores[:, junk] = -np.inf
-        scores[:, num_gallery:] = -np.inf
-        progress("evaluating", min(first + block, num_query), num_query)
-        for number, row in enumerate(scores[: num_query - first], first):
-            same_pid = by_pid[starts[number] : stops[number]]
-            other_camera = labels.gallery_camids[same_pid] != labels.query_camids[number]
-            positives = same_pid[other_camera]
-            if len(positives) and labels.query_pids[number] != JUNK_PID:
-                yield number, _ranks_of(row, positives, same_pid)
-
-
-def _ranks_of(row: npt.NDArray[np.float32], positives: Integers, same_pid: Integers) -> npt.NDArray[np.int64]:
-    """Return the ranks of `positives` among themselves and all rows but `same_pid`; overwrites `row`."""
-    scores = np.sort(row[positives])
-    row[same_pid] = -np.inf
-    reaching = row[row >= scores[0]]
-    not_above = np.searchsorted(scores, reaching, "right")  # how many positives each negative ties with or beats
-    beaten = np.bincount(not_above, minlength=len(scores) + 1)
-    negatives_above = np.cumsum(beaten[::-1])[: len(scores)]
-    ranks: npt.NDArray[np.int64] = np.arange(1, len(scores) + 1) + negatives_above
-    return ranks
-
-
-def _why_none_valid(labels: _Labels) -> str:
+def _why_none_valid(index: PairIndex) -> str:
     """Return why no query has a positive, in a sentence that says what to do."""
-    people = np.intersect1d(labels.query_pids, labels.gallery_pids)
-    people = people[people != JUNK_PID]
+    labels = index.labels
+    people = np.setdiff1d(np.intersect1d(labels.query_pids, labels.gallery_pids), index.protocol.junk_pids)
     if not len(people):
         return (
             f"no query identity is in the gallery: query pids are {_span(labels.query_pids)}, gallery pids "
             f"{_span(labels.gallery_pids)}. Do both come from the same data set?"
         )
     cameras = np.union1d(labels.query_camids, labels.gallery_camids)
-    if len(cameras) == 1:
+    if index.protocol.positives == "other-camera" and len(cameras) == 1:
         return (
             f"every crop has camera {cameras[0]}, and crops of the query's own camera are ignored. Were camera numbers "
-            "read from the names rightly? c021 is camera 21; a pattern for one digit reads 0"
+            "read from the names rightly? c021 is camera 21; a pattern for one digit reads 0. For a set without "
+            "cameras there is protocol 'no_camera'"
+        )
+    if index.protocol.positives == "other-camera" and index.groups is None:
+        return (
+            f"the {len(people)} query identities that are in the gallery were all seen there by the query's own camera "
+            "alone, and such crops are ignored; protocol 'all_cameras' keeps them"
         )
     return (
-        f"the {len(people)} query identities that are in the gallery were all seen there by the query's own camera "
-        "alone, and such crops are ignored"
+        f"of the {len(people)} query identities that are in the gallery, protocol {index.protocol.name!r} ignores "
+        "every crop"
     )
 
 
-def _span(values: Integers) -> str:
+def _span(values: npt.NDArray[np.int64]) -> str:
     return f"{values.min()}..{values.max()}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ MODELS: dict[str, Model] = {"colour": describe_colour}
 """Models by the name that `--model` takes."""
 
 _FACTS_FILE = "features.json"
+_COLUMNS = ("continent", "seq", "frame", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,14 @@ class Features:
         pids: (n,) int32 identities.
         camids: (n,) int32 cameras.
         keys: n keys.
+        columns: (n,) each: continent, seq, frame, width and height, as in the meta files.
     """
 
     values: npt.NDArray[np.float32]
     pids: npt.NDArray[np.int32]
     camids: npt.NDArray[np.int32]
     keys: list[str]
+    columns: Mapping[str, npt.NDArray[Any]]
 
 
 def features_folder(folder: Path, model: str) -> Path:
@@ -148,4 +152,5 @@ def read_features(folder: str | Path, split: str, features: str | Path) -> Featu
             raise FeaturesError(features, f"they were made of another content than that of {folder}")
         if keys != reader.keys or len(values) != len(keys):
             raise FeaturesError(features, f"their keys are not those of {split}")
-        return Features(np.asarray(values), reader.pids, reader.camids, reader.keys)
+        columns = {name: reader.meta[name].to_numpy() for name in _COLUMNS}
+        return Features(np.asarray(values), reader.pids, reader.camids, reader.keys, columns)

@@ -1,0 +1,48 @@
+"""The count of `counting`, compiled: `pip install 'entire-id[fast]'`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from entire_id.errors import EvaluationError
+
+try:
+    from numba import njit
+except ImportError as error:
+    raise EvaluationError("kernel 'numba' is not installed; type: pip install 'entire-id[fast]'") from error
+
+__all__ = ["count_rows"]
+
+Integers = npt.NDArray[np.int64]
+
+_RUN = 256  # entries that are compared with one positive after another while they are close at hand
+
+
+@njit(nogil=True, cache=True)
+def count_rows(  # noqa: PLR0913 what every kernel takes
+    block: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    bounds: Integers,
+    at_least: Integers,
+    above: Integers,
+    start: int,
+    stop: int,
+) -> None:
+    """Count the entries of each row of `block` that reach its positives; see `counting`."""
+    for row in range(start, stop):
+        low, high = bounds[row], bounds[row + 1]
+        for begin in range(0, block.shape[1] if low < high else 0, _RUN):
+            entries = block[row, begin : begin + _RUN]
+            for place in range(high - 1, low - 1, -1):  # from the lowest positive up
+                score = scores[place]
+                reaching, higher = np.int32(0), np.int32(0)
+                for column in range(len(entries)):
+                    reaching += np.int32(entries[column] >= score)
+                    higher += np.int32(entries[column] > score)
+                if reaching == 0:  # none reaches the positives above it either
+                    break
+                at_least[place] += reaching
+                above[place] += higher
