@@ -14,8 +14,7 @@ __all__ = ["cameras_csv", "undescribed_cameras"]
 def _seen_continents(listing: Listing) -> dict[int, set[str]]:
     """Return the continents under which each camera's crops are packed."""
     seen: dict[int, set[str]] = {}
-    pairs = listing.table.select(["camid", "continent"]).group_by(["camid", "continent"]).aggregate([])
-    for camid, continent in zip(pairs["camid"].to_pylist(), pairs["continent"].to_pylist(), strict=True):
+    for camid, continent in listing.views:
         seen.setdefault(camid, set()).add(continent)
     return seen
 

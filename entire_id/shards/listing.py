@@ -1,42 +1,45 @@
-"""Every crop of a source as arrays: a few bytes a crop, so that millions fit in memory."""
+"""Every crop of a source: a few bytes each in memory, so that millions fit, and the rest in a file."""
 
 from __future__ import annotations
 
 import csv
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, starmap
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from entire_id.errors import CropRejectedError, OutputExistsError
 from entire_id.records import SPLITS, Progress, Reason, Rejected, Sample, Source
-from entire_id.shards.plan import Rows, hash_keys
+from entire_id.shards.plan import Hashes, Indices, Rows, hash_keys
 
 __all__ = ["Listing", "RejectedLog", "is_rejected_list", "list_crops", "samples_of"]
 
 _HEADER = ("path", "reason", "detail")
 _MAX_SORTED_ROWS = 200_000
 _BATCH_ROWS = 1 << 13
+_ROWS_AT_ONCE = 200_000  # of the file: some 10 shards, 20 MB
 _SCHEMA = pa.schema(  # the fields of Sample
     [
-        ("folder", pa.dictionary(pa.int16(), pa.string())),
+        ("folder", pa.string()),
         ("name", pa.string()),
-        ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("split", pa.string()),
         ("pid", pa.int32()),
         ("camid", pa.int32()),
         ("seq", pa.int32()),
         ("frame", pa.int64()),
-        ("continent", pa.dictionary(pa.int16(), pa.string())),
+        ("continent", pa.string()),
     ]
 )
+_NAMES = _SCHEMA.names
+_SPLIT_CODES = {split: code for code, split in enumerate(SPLITS)}
 
 
 class RejectedLog:
@@ -107,46 +110,123 @@ def is_rejected_list(data: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The crops of a source, without pixels: about 60 bytes a crop.
+    """The crops of a source, without pixels: 16 bytes a crop in memory, the rest in a file.
 
     Attributes:
-        table: the fields of `Sample`, a row a crop.
-        rows: the same as `plan_shards` wants them.
+        rows: what `plan_shards` wants to know.
+        views: (camid, continent) → how many crops.
+        path: Arrow stream of the fields of `Sample`, a row a crop; crops that are not in `rows` may stand there, too.
+        places: (n,) int64 row of each crop in that file; None where they are the same.
     """
 
-    table: pa.Table
     rows: Rows
+    views: Mapping[tuple[int, str], int]
+    path: Path
+    places: Indices | None
 
-    def take(self, rows: npt.NDArray[np.int64]) -> pa.Table:
-        """Return the given rows, in that order."""
-        return self.table.take(pa.array(rows))
+    def __len__(self) -> int:
+        return len(self.rows.pid)
+
+    def take(self, rows: Indices) -> pa.Table:
+        """Return the fields of `Sample` of the given rows, in that order."""
+        return next(self.tables([rows]))
+
+    def tables(self, parts: Iterable[Indices]) -> Iterator[pa.Table]:
+        """Yield `take(rows)` of each of `parts`; the file is read once for some of them together."""
+        waiting: list[Indices] = []
+        num_rows = 0
+        for rows in parts:
+            waiting.append(rows)
+            num_rows += len(rows)
+            if num_rows >= _ROWS_AT_ONCE:
+                yield from self._read(waiting)
+                waiting, num_rows = [], 0
+        if waiting:
+            yield from self._read(waiting)
+
+    def _read(self, parts: list[Indices]) -> Iterator[pa.Table]:
+        rows = np.concatenate(parts)
+        places = rows if self.places is None else self.places[rows]
+        wanted, position = np.unique(places, return_inverse=True)
+        found = []
+        start = 0
+        with pa.OSFile(str(self.path)) as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                low, high = np.searchsorted(wanted, [start, start + len(batch)])
+                found.append(batch.take(pa.array(wanted[low:high] - start)))
+                start += len(batch)
+        table = pa.Table.from_batches(found, _SCHEMA).combine_chunks()
+        start = 0
+        for part in parts:
+            yield table.take(pa.array(position[start : start + len(part)]))
+            start += len(part)
 
 
-def list_crops(source: Source, seed: int, log: RejectedLog, progress: Progress) -> Listing:
-    """Return every usable crop of `source`; the others go to `log`.
+def list_crops(source: Source, seed: int, path: Path, log: RejectedLog, progress: Progress) -> Listing:
+    """Write every usable crop of `source` to the file `path` and return the listing; the other crops go to `log`.
 
     Of several files with one key the first by path is kept.
     """
-    batches, hashes = [], []
-    for samples in _batches(_keep_samples(source, log, progress)):
-        columns = zip(*samples, strict=True)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
-        hashes.append(hash_keys([sample.key for sample in samples], seed))
-    table = pa.Table.from_batches(batches, _SCHEMA).unify_dictionaries()
-    key_hash = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-    twins = _duplicates(table, key_hash)
-    if twins:
-        for sample in twins.values():
-            log.add(Rejected(sample.path, Reason.DUPLICATE_KEY, f"another file is {sample.key} too"))
-        keep = np.ones(len(table), bool)
-        keep[list(twins)] = False
-        table, key_hash = table.filter(pa.array(keep)), key_hash[keep]
-    return Listing(table, _rows(table, key_hash))
+    views: Counter[tuple[int, str]] = Counter()
+    rows = _GrowingRows()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as stream:
+        for samples in _batches(_keep_samples(source, log, progress)):
+            columns = dict(zip(Sample._fields, zip(*samples, strict=True), strict=True))
+            stream.write_batch(pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in _SCHEMA], _NAMES))
+            views.update(zip(columns["camid"], columns["continent"], strict=True))
+            rows.extend(columns, hash_keys([sample.key for sample in samples], seed))
+    listing = Listing(rows.close(), views, path, None)
+    twins = _duplicates(listing)
+    for sample in twins.values():
+        log.add(Rejected(sample.path, Reason.DUPLICATE_KEY, f"another file is {sample.key} too"))
+        views[sample.camid, sample.continent] -= 1
+    return _without(listing, list(twins)) if twins else listing
+
+
+class _GrowingRows:
+    """`Rows` to which crops are added. Arrays that grow in place: lists of parts would take the memory twice."""
+
+    def __init__(self) -> None:
+        self._split, self._continent = array("b"), array("h")
+        self._pid, self._key_hash = array("i"), array("Q")
+        self._codes: dict[str, int] = {}
+
+    def extend(self, columns: Mapping[str, tuple[Any, ...]], key_hash: Hashes) -> None:
+        """Add crops, given as columns of the fields of `Sample`."""
+        for continent in dict.fromkeys(columns["continent"]):
+            self._codes.setdefault(continent, len(self._codes))
+        self._split.extend([_SPLIT_CODES[split] for split in columns["split"]])
+        self._continent.extend([self._codes[continent] for continent in columns["continent"]])
+        self._pid.extend(columns["pid"])
+        self._key_hash.frombytes(key_hash.tobytes())
+
+    def close(self) -> Rows:
+        """Return the rows, with continents in the order of their names."""
+        continents = tuple(sorted(self._codes))
+        place = np.array([continents.index(continent) for continent in self._codes], np.int16)
+        continent = np.frombuffer(self._continent, np.int16)
+        return Rows(
+            split=np.frombuffer(self._split, np.int8),
+            splits=SPLITS,
+            continent=place[continent],
+            continents=continents,
+            pid=np.frombuffer(self._pid, np.int32),
+            key_hash=np.frombuffer(self._key_hash, np.uint64),
+        )
+
+
+def _without(listing: Listing, dropped: list[int]) -> Listing:
+    keep = np.ones(len(listing), bool)
+    keep[dropped] = False
+    rows = listing.rows
+    kept = replace(
+        rows, split=rows.split[keep], continent=rows.continent[keep], pid=rows.pid[keep], key_hash=rows.key_hash[keep]
+    )
+    return replace(listing, rows=kept, views=+Counter(listing.views), places=np.flatnonzero(keep))
 
 
 def samples_of(table: pa.Table) -> Iterator[Sample]:
-    """Yield the samples that the rows of `Listing.table` stand for."""
+    """Yield the samples that the rows of `Listing.take` stand for."""
     return starmap(Sample, zip(*(table[name].to_pylist() for name in Sample._fields), strict=True))
 
 
@@ -165,12 +245,16 @@ def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _duplicates(table: pa.Table, key_hash: npt.NDArray[np.uint64]) -> dict[int, Sample]:
+def _duplicates(listing: Listing) -> dict[int, Sample]:
     """Return the rows, and their samples, whose key a row with a smaller path has."""
-    order = np.argsort(key_hash, kind="stable")
-    same = np.flatnonzero(key_hash[order][1:] == key_hash[order][:-1])
-    suspects = order[np.union1d(same, same + 1)]
-    found = sorted(zip(samples_of(table.take(pa.array(suspects))), suspects.tolist(), strict=True))
+    hashes = listing.rows.key_hash
+    in_order = np.sort(hashes)
+    twice = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+    del in_order
+    if not len(twice):
+        return {}
+    suspects = np.flatnonzero(np.isin(hashes, twice))
+    found = sorted(zip(samples_of(listing.take(suspects)), suspects.tolist(), strict=True))
     first_path: dict[str, str] = {}
     for sample, _ in sorted(found, key=lambda item: item[0].path):
         first_path.setdefault(sample.key, sample.path)
@@ -182,19 +266,3 @@ def _duplicates(table: pa.Table, key_hash: npt.NDArray[np.uint64]) -> dict[int, 
         else:
             twins[row] = sample
     return twins
-
-
-def _rows(table: pa.Table, key_hash: npt.NDArray[np.uint64]) -> Rows:
-    split = _codes(table["split"], SPLITS)
-    continents = tuple(sorted(table["continent"].unique().to_pylist()))
-    continent = _codes(table["continent"], continents)
-    return Rows(split, SPLITS, continent, continents, table["pid"].to_numpy(), key_hash)
-
-
-def _codes(column: pa.ChunkedArray, names: tuple[str, ...]) -> npt.NDArray[np.int16]:
-    position = {name: code for code, name in enumerate(names)}
-    parts = [np.empty(0, np.int16)]
-    for chunk in column.chunks:
-        codes = np.array([position.get(name, -1) for name in chunk.dictionary.to_pylist()], np.int16)
-        parts.append(codes[chunk.indices.to_numpy()])
-    return np.concatenate(parts)

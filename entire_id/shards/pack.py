@@ -177,12 +177,15 @@ def pack(
             open_store(out, _GO_ON_AFTER) as (store, rejected_path),
             RejectedLog(rejected_path, strict=config.strict) as log,
         ):
-            listing = list_crops(source, config.seed, log, progress)
-            placed = None if previous is None else _placements(config.previous or Path(), previous)
-            planned = plan_shards(listing.rows, config.shard_rows, config.seed, placed)
-            tasks = _tasks(planned, listing, source, store, config, previous)
-            with closing(_run(tasks, config)) as shards:
-                done = _collect(shards, len(listing.table), log, progress)
+            with store.scratch() as scratch:
+                listing_path = scratch / f"listing{UNFINISHED}"
+                listing = list_crops(source, config.seed, listing_path, log, progress)
+                placed = None if previous is None else _placements(config.previous or Path(), previous)
+                planned = plan_shards(listing.rows, config.shard_rows, config.seed, placed)
+                tasks = _tasks(planned, listing, source, store, config, previous)
+                with closing(_run(tasks, config)) as shards:
+                    done = _collect(shards, len(listing), log, progress)
+                listing_path.unlink()
             rejected_csv = store.publish_rejected(log.publish())
             if not any(shard.files for shard in done):
                 raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
@@ -268,13 +271,13 @@ def _tasks(
 ) -> Iterator[ShardTask]:
     entries = {entry.path: entry for entry in previous.files} if previous else {}
     shards = {shard.path: shard for shard in previous.shards} if previous else {}
-    for plan in planned:
+    for plan, rows in zip(planned, listing.tables(plan.rows for plan in planned), strict=True):
         path = f"data/{plan.stem}{FORMATS[config.format]}"
         old = shards.get(path)
         kept = config.previous and old and PreviousShard(config.previous, old, (entries[path], entries[old.meta_path]))
         task = ShardTask(
             source=source,
-            rows=listing.take(plan.rows),
+            rows=rows,
             group_stops=tuple(plan.group_stops.tolist()),
             stem=plan.stem,
             format=config.format,

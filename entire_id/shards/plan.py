@@ -46,7 +46,7 @@ class Rows:
         key_hash: (n,) `keyed_hash` of the keys.
     """
 
-    split: npt.NDArray[np.int16]
+    split: npt.NDArray[np.int8]
     splits: tuple[str, ...]
     continent: npt.NDArray[np.int16]
     continents: tuple[str, ...]
@@ -157,14 +157,16 @@ class _Units:
 
 
 def _sort_into_units(members: Indices, rows: Rows, part: str, seed: int) -> _Units:
-    pids, inverse = np.unique(rows.pid[members], return_inverse=True)
-    person_hash = hash_keys([str(Person(part, pid)) for pid in pids.tolist()], seed)
-    key_hash = rows.key_hash[members]
-    is_junk = rows.pid[members] == JUNK_PID
-    unit_hash = np.where(is_junk, key_hash, person_hash[inverse])
-    order = np.lexsort((key_hash, rows.pid[members], unit_hash))
-    members, is_junk, inverse = members[order], is_junk[order], inverse[order]
-    changes = is_junk[1:] | (inverse[1:] != inverse[:-1])
+    pid, key_hash = rows.pid[members], rows.key_hash[members]
+    pids = np.unique(pid)
+    person_hash = hash_keys([str(Person(part, number)) for number in pids.tolist()], seed)
+    unit_hash = person_hash[np.searchsorted(pids, pid)]
+    is_junk = pid == JUNK_PID
+    unit_hash[is_junk] = key_hash[is_junk]
+    order = np.lexsort((key_hash, pid, unit_hash))
+    del key_hash, unit_hash  # where nobody knows the continents, all crops are one group
+    members, pid = members[order], pid[order]
+    changes = (pid[1:] != pid[:-1]) | (pid[1:] == JUNK_PID)
     starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(members)), bool), changes]))
     return _Units(members, starts, np.diff(np.append(starts, len(members))))
 

@@ -164,7 +164,7 @@ def _restore(bench: _Bench, progress: Progress, jobs: int) -> Iterator[tuple[str
     if not bench.broken - {README_FILE}:
         return
     with RejectedLog(bench.tree / "rejected.csv", strict=False) as log:  # packing told of them
-        listing = list_crops(bench.source, bench.manifest.seed, log, progress)
+        listing = list_crops(bench.source, bench.manifest.seed, bench.tree / "listing", log, progress)
     if CAMERAS_FILE in bench.broken:
         yield CAMERAS_FILE, _restore_cameras(bench, listing)
     shards = [shard for shard in bench.manifest.shards if {shard.path, shard.meta_path} & bench.broken]

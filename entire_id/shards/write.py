@@ -58,14 +58,6 @@ _LABEL_SCHEMA = pa.schema(_LABEL_FIELDS)
 _LABELS = [field.name for field in _LABEL_FIELDS]
 
 
-# The codes of dictionary columns depend on the order in which a source lists its files; their texts do not.
-_PLAIN_TYPES = dict.fromkeys(("folder", "split", "continent"), pa.string())
-
-
-def _fields(table: pa.Table) -> list[tuple[str, pa.DataType]]:
-    return [(field.name, field.type) for field in table.schema]
-
-
 @dataclass(frozen=True, slots=True)
 class PreviousShard:
     """A shard of the previous version: where that lies, what is in it, and its data and meta file."""
@@ -88,7 +80,7 @@ class ShardTask:
 
     Attributes:
         source: where the crops are.
-        rows: (n rows) `Listing.table`, in the order in which they are written.
+        rows: (n rows) the fields of `Sample`, in the order in which they are written.
         group_stops: where each row group stops in `rows`, exclusive.
         stem: `<split>/<continent>-<number>`.
         format: `parquet` or `webdataset`.
@@ -121,10 +113,9 @@ class ShardTask:
     def digest(self) -> str:
         """Return a digest of everything that the shard's bytes depend on but the images."""
         facts = (self.path, self.group_stops, self.decode, version("entire-id"), pa.__version__, self.previous)
-        rows = self.rows.cast(pa.schema([(name, _PLAIN_TYPES.get(name, kind)) for name, kind in _fields(self.rows)]))
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema) as stream:
-            stream.write_table(rows.combine_chunks())
+        with pa.ipc.new_stream(sink, self.rows.schema) as stream:
+            stream.write_table(self.rows.combine_chunks())
         return hashlib.sha256(repr(facts).encode() + sink.getvalue()).hexdigest()
 
 
@@ -349,14 +340,9 @@ def _groups(task: ShardTask) -> Iterator[pa.Table]:
         start = stop
 
 
-def _texts(column: pa.ChunkedArray) -> list[str]:
-    texts: list[str] = column.cast(pa.string()).to_pylist()
-    return texts
-
-
 def _paths(rows: pa.Table) -> list[str]:
     """Return where the source finds the crops; see `Sample.path`."""
-    return list(map(add, _texts(rows["folder"]), _texts(rows["name"])))
+    return list(map(add, rows["folder"].to_pylist(), rows["name"].to_pylist()))
 
 
 def _read_crops(task: ShardTask, rejected: list[Rejected], seen: _SeenStamps) -> Iterator[Crops]:
@@ -403,17 +389,15 @@ def _crops(rows: pa.Table, images: list[_Image]) -> Crops:
     kept, data, widths, heights, digests = zip(*images, strict=True)
     if len(kept) < len(rows):
         rows = rows.take(pa.array(kept))
-    names = _texts(rows["name"])
+    names = rows["name"].to_pylist()
     columns: dict[str, Any] = {
-        "key": list(map(sample_key, _texts(rows["split"]), names)),
+        "key": list(map(sample_key, rows["split"].to_pylist(), names)),
         "width": widths,
         "height": heights,
         "xxh3": digests,
     }
     arrays = [
-        pa.array(columns[field.name], field.type)
-        if field.name in columns
-        else rows[field.name].combine_chunks().cast(field.type)
+        pa.array(columns[field.name], field.type) if field.name in columns else rows[field.name].combine_chunks()
         for field in _LABEL_FIELDS
     ]
     file_names = [name.rpartition("/")[2] for name in names]

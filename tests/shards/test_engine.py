@@ -58,7 +58,7 @@ def tasks(source: Path, folder: Path) -> list[ShardTask]:
         (folder / name).mkdir(parents=True)
     opened = open_source(source)
     with RejectedLog(folder / "rejected.csv", strict=False) as log:
-        listing = list_crops(opened, 0, log, no_progress)
+        listing = list_crops(opened, 0, folder / "listing", log, no_progress)
     return [
         ShardTask(
             source=opened,

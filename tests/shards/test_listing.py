@@ -42,9 +42,15 @@ def sample(key: str, path: str = "", **fields) -> Sample:
 
 def list_items(tmp_path, items, *, strict=False, seed=0):
     with RejectedLog(tmp_path / "out.rejected.csv", strict=strict) as log:
-        listing = list_crops(ListedSource(items), seed, log, no_progress)
+        listing = list_crops(
+            ListedSource(items), seed, tmp_path.with_name(tmp_path.name + "-listing"), log, no_progress
+        )
         log.publish()
     return listing, log
+
+
+def whole(listing):
+    return listing.take(np.arange(len(listing)))
 
 
 def keys_of(table) -> list[str]:
@@ -69,8 +75,8 @@ def test_every_field_of_a_sample_is_kept(tmp_path):
         Sample("b.c/", "é\n.jpg", "gallery", -1, 0),
     ]
     listing, _ = list_items(tmp_path, items)
-    assert list(samples_of(listing.table)) == items
-    assert listing.table.column_names == list(Sample._fields)
+    assert list(samples_of(whole(listing))) == items
+    assert whole(listing).column_names == list(Sample._fields)
 
 
 def test_the_rows_to_place_say_the_same_as_the_table(tmp_path):
@@ -94,10 +100,30 @@ def test_rows_are_taken_in_the_order_asked_for(tmp_path):
     assert keys_of(listing.take(np.array([3, 0, 3]))) == ["query/3", "query/0", "query/3"]
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 4, 1000])
+def test_tables_are_those_that_are_taken_one_by_one(tmp_path, monkeypatch, rows_at_once):
+    monkeypatch.setattr("entire_id.shards.listing._ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("entire_id.shards.listing._BATCH_ROWS", 3)
+    twins = [sample("query/4", "4.png"), sample("query/9", "9.bmp")]
+    listing, _ = list_items(tmp_path, [*twins, *(sample(f"query/{number}") for number in range(20))])
+    parts = [np.array(part, int) for part in ([5, 4], [], [19, 0, 7, 7], range(20), [2])]
+    tables = list(listing.tables(iter(parts)))
+    assert [keys_of(table) for table in tables] == [keys_of(listing.take(part)) for part in parts]
+    assert [found.name for found in samples_of(tables[3])] == [found.name for found in samples_of(whole(listing))]
+    assert len({*keys_of(tables[3])}) == 20
+
+
+def test_cameras_are_counted_without_the_crops_that_are_left_out(tmp_path):
+    items = [sample("query/a", "a.jpg", camid=3), sample("query/a", "a.png", camid=4), sample("query/b", camid=3)]
+    listing, _ = list_items(tmp_path, items)
+    assert dict(listing.views) == {(3, "unknown"): 2}
+
+
 @pytest.mark.parametrize("items", [[], [Rejected("a", Reason.EMPTY)]])
 def test_a_source_without_a_crop_lists_nothing(tmp_path, items):
     listing, log = list_items(tmp_path, items)
-    assert len(listing.table) == len(listing.rows.pid) == len(listing.rows.split) == len(listing.rows.key_hash) == 0
+    rows = listing.rows
+    assert len(listing) == len(whole(listing)) == len(rows.pid) == len(rows.split) == len(rows.key_hash) == 0
     assert log.counts.total() == len(items)
 
 
@@ -105,7 +131,7 @@ def test_a_source_without_a_crop_lists_nothing(tmp_path, items):
 def test_of_several_files_with_one_key_that_of_the_smallest_path_is_kept(tmp_path, order):
     items = [sample("query/a", "a.jpg"), sample("query/b"), sample("query/a", "a.png"), sample("query/a", "a.JPG")]
     listing, log = list_items(tmp_path, [items[number] for number in order])
-    assert sorted(paths_of(listing.table)) == ["a.JPG", "b.jpg"]
+    assert sorted(paths_of(whole(listing))) == ["a.JPG", "b.jpg"]
     assert len(listing.rows.key_hash) == 2
     assert log.counts == {Reason.DUPLICATE_KEY: 2}
     assert read_log(log.path)[1:] == [
@@ -119,19 +145,19 @@ def test_of_several_rows_of_one_path_one_is_kept_whatever_their_order(tmp_path, 
     """A table may list a file twice, even as two people."""
     items = [sample("query/a", pid=7), sample("query/a", pid=3), sample("query/a", pid=3)]
     listing, log = list_items(tmp_path, items[::order])
-    assert [found.pid for found in samples_of(listing.table)] == [3]
+    assert [found.pid for found in samples_of(whole(listing))] == [3]
     assert log.counts == {Reason.DUPLICATE_KEY: 2}
 
 
 def test_one_key_in_two_folders_goes_to_the_smallest_path(tmp_path):
     items = [Sample(folder, "a.jpg", "query", 1, 1) for folder in ("z/", "b/", "b.c/")]
     listing, _ = list_items(tmp_path, items)
-    assert paths_of(listing.table) == ["b.c/a.jpg"]
+    assert paths_of(whole(listing)) == ["b.c/a.jpg"]
 
 
 def test_one_stem_in_two_splits_is_no_duplicate(tmp_path):
     listing, log = list_items(tmp_path, [sample("query/a"), sample("gallery/a")])
-    assert len(listing.table) == 2
+    assert len(listing) == 2
     assert not log.counts
 
 
@@ -141,7 +167,7 @@ def test_each_key_is_kept_once_and_the_counts_add_up(tmp_path, names):
     items = [sample(f"query/{name}", f"{name}.{number}") for number, name in enumerate(names)]
     listing, log = list_items(tmp_path, items)
     smallest = {name: min(item.path for item in items if item.name.startswith(name)) for name in names}
-    kept = dict(zip(keys_of(listing.table), paths_of(listing.table), strict=True))
+    kept = dict(zip(keys_of(whole(listing)), paths_of(whole(listing)), strict=True))
     assert kept == {f"query/{name}": path for name, path in smallest.items()}
     assert len(kept) + log.counts.total() == len(names)
 
@@ -151,7 +177,7 @@ def test_more_crops_than_one_batch_holds_are_listed_together(tmp_path):
     items = [sample(f"gallery/{n}", pid=n % 7, continent="asia") for n in range(number)]
     items += [sample("query/last", continent="europe"), sample("gallery/0", "0.png"), sample("gallery/0", "0.jpx")]
     listing, log = list_items(tmp_path, items)
-    assert len(listing.table) == number + 1
+    assert len(listing) == number + 1
     assert log.counts == {Reason.DUPLICATE_KEY: 2}
     rows = listing.rows
     assert [rows.continents[code] for code in rows.continent[[0, -1]]] == ["asia", "europe"]
@@ -164,7 +190,7 @@ def test_listing_tells_how_far_it_is(tmp_path):
     told = []
     with RejectedLog(tmp_path / "r.csv", strict=False) as log:
         items = (sample(f"query/{number}") for number in range(5000))
-        list_crops(ListedSource(items), 0, log, lambda *args: told.append(args))
+        list_crops(ListedSource(items), 0, tmp_path / "listing", log, lambda *args: told.append(args))
     assert [stage for stage, *_ in told] == ["listing"] * len(told)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told
