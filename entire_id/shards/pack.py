@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -177,15 +177,13 @@ def pack(
             open_store(out, _GO_ON_AFTER) as (store, rejected_path),
             RejectedLog(rejected_path, strict=config.strict) as log,
         ):
-            with store.scratch() as scratch:
-                listing_path = scratch / f"listing{UNFINISHED}"
+            with _scratch_file(store, "listing") as listing_path:
                 listing = list_crops(source, config.seed, listing_path, log, progress)
                 placed = None if previous is None else _placements(config.previous or Path(), previous)
                 planned = plan_shards(listing.rows, config.shard_rows, config.seed, placed)
                 tasks = _tasks(planned, listing, source, store, config, previous)
                 with closing(_run(tasks, config)) as shards:
                     done = _collect(shards, len(listing), log, progress)
-                listing_path.unlink()
             rejected_csv = store.publish_rejected(log.publish())
             if not any(shard.files for shard in done):
                 raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
@@ -203,6 +201,16 @@ def pack(
         num_kept=sum(shard.kept for shard in done),
         num_resumed=sum(shard.resumed for shard in done),
     )
+
+
+@contextmanager
+def _scratch_file(store: Store, name: str) -> Iterator[Path]:
+    with store.scratch() as scratch:
+        path = scratch / f"{name}{UNFINISHED}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _last_name(out: Path | str) -> str:

@@ -40,7 +40,7 @@ class ParquetShard:
             write_statistics=labels,
             write_page_index=True,
             # No content-defined chunking, and so one page of images a row group: when a person goes, Xet sends 9 MB,
-            # and 20 MB with it (benchmarks/RESULTS.md, "Row order"). It finds plain image bytes in any page, and the more
+            # and 20 MB with it (benchmarks/RESULTS.md, "Row order"). It finds plain image bytes in any page; the more
             # pages there are, the more of their headers change.
         )
 
