@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from entire_id.evaluation.protocols import PROTOCOLS
 from entire_id.images import MAX_PIXELS
 from entire_id.records import Reason
 from entire_id.schema import COLUMNS
@@ -19,7 +20,14 @@ from entire_id.sources.files import MAX_FILE_BYTES
 from builders import pack_folder, write_crops
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/packing.md", "docs/format.md", "docs/reranking.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/packing.md",
+    "docs/format.md",
+    "docs/evaluation.md",
+    "docs/reranking.md",
+]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SNIPPETS = [
     pytest.param(code, id=f"{page}-{number}")
@@ -68,6 +76,16 @@ def test_packing_commands_run_on_the_table_shown(tmp_path: Path) -> None:
     for line in commands("docs/packing.md"):
         run(entire_id(line), tmp_path)
     assert not (tmp_path / "my-crops.rejected.csv").exists()
+
+
+def test_evaluation_commands_run(packed: Path) -> None:
+    for line in commands("docs/evaluation.md"):
+        run(entire_id(line), packed.parent)
+
+
+def test_protocols_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/evaluation.md").read_text().split("## Protocols")[1].split("##")[0]
+    assert re.findall(r"^\| `(\w+)`", text, re.M) == list(PROTOCOLS)
 
 
 def test_make_targets_shown_exist() -> None:

@@ -21,8 +21,7 @@ Integers = npt.NDArray[np.int64]
 _RUN = 256  # entries that are compared with one positive after another while they are close at hand
 
 
-@njit(nogil=True, cache=True)
-def count_rows(  # noqa: PLR0913 what every kernel takes
+def _count_rows(  # noqa: PLR0913 what every kernel takes
     block: npt.NDArray[Any],
     scores: npt.NDArray[Any],
     bounds: Integers,
@@ -31,7 +30,7 @@ def count_rows(  # noqa: PLR0913 what every kernel takes
     start: int,
     stop: int,
 ) -> None:
-    """Count the entries of each row of `block` that reach its positives; see `counting`."""
+    """Count the entries of each row of `block` that reach its positives, as the function of this name in `counting`."""
     for row in range(start, stop):
         low, high = bounds[row], bounds[row + 1]
         for begin in range(0, block.shape[1] if low < high else 0, _RUN):
@@ -46,3 +45,13 @@ def count_rows(  # noqa: PLR0913 what every kernel takes
                     break
                 at_least[place] += reaching
                 above[place] += higher
+
+
+def _compiled(function: Any) -> Any:  # noqa: ANN401 numba has no types
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder can be written to: compile anew in each process
+        return njit(nogil=True)(function)
+
+
+count_rows = _compiled(_count_rows)

@@ -83,10 +83,10 @@ _MARKET = "Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 20
 _NAMED = (
     Protocol("market1501", f"{_MARKET}; AP as torchreid and fast-reid take it"),
     Protocol("market1501_trapezoid", f"{_MARKET}; AP as the authors' Matlab code takes it", ap="trapezoid"),
-    Protocol("cross_camera", "Yildiz and Kasim, ENTIRe-ID, FG 2024: the rule of market1501"),
+    Protocol("cross_camera", "Yıldız and Kasım, ENTIRe-ID, FG 2024: the rule of market1501"),
     Protocol(
         "intra_camera",
-        "Yildiz and Kasim, ENTIRe-ID, FG 2024: a model tuned within one camera; the rule is this package's",
+        "Yıldız and Kasım, ENTIRe-ID, FG 2024: a model tuned within one camera; the rule is this package's",
         positives="other-sequence",
         within="camera",
     ),

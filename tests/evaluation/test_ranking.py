@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from brute_force import average_precision, ranks_of, single_shot_ranks
 # float32, whatever the order in which they are added up, and ties are common and true.
 VERTICES = np.concatenate([np.eye(4), -np.eye(4), np.array(list(itertools.product((-0.5, 0.5), repeat=4)))])
 
+KERNELS = ["numpy", "numba"] if find_spec("numba") else ["numpy"]
 BLOCK_PROTOCOLS = [protocol for protocol in PROTOCOLS.values() if not protocol.pool_queries]
 ORDINARY = [protocol for protocol in BLOCK_PROTOCOLS if not protocol.single_shot]
 protocols = st.builds(
@@ -79,7 +81,7 @@ def evaluated(scores, labels, protocol, **options):
         return None
 
 
-@given(cases(), protocols, st.sampled_from(["worst", "best", "stable"]), st.sampled_from(["numpy", "numba"]))
+@given(cases(), protocols, st.sampled_from(["worst", "best", "stable"]), st.sampled_from(KERNELS))
 @settings(max_examples=800, deadline=None)
 def test_equals_a_stable_sort_in_float64(case, protocol: Protocol, tie: str, kernel: str) -> None:
     scores, labels, _ = case
@@ -139,7 +141,7 @@ def test_blocks_threads_kernels_and_the_order_of_rows_change_nothing(case, proto
         gallery_columns={name: values[crops] for name, values in labels.gallery_columns.items()},
         query_in_gallery=None if itself is None else np.append(np.argsort(crops), -1)[itself],
     )
-    for kernel in ("numpy", "numba"):
+    for kernel in KERNELS:
         blocks = in_blocks(scores[queries][:, crops].astype(rng.choice([np.float32, np.float64])), sizes)
         other = evaluate_blocks(blocks, shuffled, protocol, tie=tie, kernel=kernel)
         np.testing.assert_array_equal(other.average_precision, whole.average_precision[queries])
@@ -289,6 +291,18 @@ def test_tensors_are_taken_as_they_are(dtype: str) -> None:
     rounded = [tensor.detach().float().numpy() for tensor in tensors]
     found = evaluate(*tensors, *(torch.from_numpy(values) for values in labels))
     np.testing.assert_array_equal(found.ranks, evaluate(*rounded, *labels).ranks)
+
+
+def test_tensors_in_many_blocks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from entire_id.evaluation import counting_torch, features_torch
+
+    query, gallery, *labels = arrays(num_query=300, num_gallery=5000)
+    tensors = torch.tensor(query).bfloat16(), torch.tensor(gallery).bfloat16()
+    whole = evaluate(*tensors, *labels)
+    monkeypatch.setattr(features_torch, "_SCORE_BYTES", 1)
+    monkeypatch.setattr(counting_torch, "_RUN_SCORES", 15_000)
+    np.testing.assert_array_equal(evaluate(*tensors, *labels).ranks, whole.ranks)
 
 
 def test_features_in_two_places_are_refused() -> None:
@@ -529,6 +543,17 @@ def test_ties_between_tiles_and_threads_stay_ties() -> None:
     gallery = np.tile(rng.normal(size=48).astype(np.float32), (9001, 1))
     labels = np.full(200, 7), np.array([8] * 9000 + [7]), np.zeros(200, int), np.ones(9001, int)
     assert set(evaluate(query, gallery, *labels).average_precision) == {1 / 9001}
+
+
+def test_without_numba_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = evaluate(*arrays()).mAP
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "entire_id.evaluation.counting_numba", raising=False)
+    assert evaluate(*arrays()).mAP == expected
+    with pytest.raises(
+        EvaluationError, match=r"kernel 'numba' is not installed; type: pip install 'entire-id\[fast\]'"
+    ):
+        evaluate(*arrays(), kernel="numba")
 
 
 def test_progress_is_told() -> None:

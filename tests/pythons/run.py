@@ -10,7 +10,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("3.12", "3.13")
-TOOLS = ("hypothesis", "nbclient", "nbformat", "ipykernel", "pytest", "pytest-xdist", "ray", "pyftpdlib", "webdataset")
+TOOLS = (
+    "hypothesis",
+    "ipykernel",
+    "nbclient",
+    "nbformat",
+    "numba",
+    "pyftpdlib",
+    "pytest",
+    "pytest-xdist",
+    "ray",
+    "webdataset",
+)
 
 
 def find_python(version: str) -> Path | None:
