@@ -33,8 +33,8 @@ TOLERANCE = 2e-5  # between tools: their scores differ in the last bit, and thei
 
 def systems_of(size: str) -> list[str]:
     """What fits into memory and patience."""
-    systems = ["product", "numba", "numpy", "product-512"]
-    return systems + (["classic", "torchmetrics"] if size == "A" else [])
+    more = {"A": ["product-512", "classic", "torchmetrics"], "B": ["product-512"], "C": []}
+    return ["product", "numba", "numpy", *more[size]]
 
 
 def measure(system: str, folder: Path) -> dict | None:
@@ -59,6 +59,7 @@ def bench(size: str, folder: Path, rounds: int) -> None:
                 continue
             run = measure(system, folder)
             if run is not None:
+                print(f"{size}, round {number + 1}, {system}: {run['wall_s']:.2f} s", file=sys.stderr, flush=True)
                 runs.setdefault(system, []).append(run)
     results = {system: tuple(found[0]["result"]) for system, found in runs.items() if found[0]["result"]}
     expected = results["numpy"]

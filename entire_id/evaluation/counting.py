@@ -190,6 +190,6 @@ def _count_rows(  # noqa: PLR0913 what every kernel takes
         low, high = int(bounds[row]), int(bounds[row + 1])
         if low == high:
             continue
-        reaching = np.sort(block[row][block[row] >= scores[high - 1]])
+        reaching = np.sort(block[row].compress(block[row] >= scores[high - 1]))  # by a mask it takes twice as long
         at_least[low:high] = len(reaching) - np.searchsorted(reaching, scores[low:high], "left")
         above[low:high] = len(reaching) - np.searchsorted(reaching, scores[low:high], "right")
