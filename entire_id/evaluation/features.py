@@ -17,9 +17,9 @@ import numpy.typing as npt
 from entire_id.errors import EvaluationError
 from entire_id.evaluation.arrays import FloatArray, Integers, Tensor, is_tensor, to_numpy
 
-__all__ = ["as_matrix", "pool_features", "score_blocks", "tile_bounds"]
+__all__ = ["as_matrix", "block_rows", "check_squares", "pool_features", "score_blocks", "tile_bounds"]
 
-SCORE_BYTES = 48 << 20  # of a block; larger is no faster
+SCORE_BYTES = 48 << 20  # of a block; with the rest it stays below 64 MB
 _MAX_ROWS = 512  # of a block
 _ROW_MULTIPLE = 8
 TILE_ROWS = 4096  # gallery features multiplied at once; a converted tile of 768 columns takes 12 MiB
@@ -116,7 +116,7 @@ def _score_blocks(query: FloatArray, gallery: FloatArray) -> Iterator[tuple[int,
         stop = min(first + num_rows, len(query))
         np.multiply(_float32(query[first:stop]), query_scale[first:stop, None], out=queries[: stop - first])
         queries[stop - first :] = 0
-        for start, end in tiles:
+        for start, end in tiles:  # what the last one repeats is written anew before it is scaled
             np.matmul(queries, _float32(gallery[start:end]).T, out=scores[:, start:end])
             scores[:, start:end] *= gallery_scale[start:end]
         yield first, scores[: stop - first, :num_gallery]
