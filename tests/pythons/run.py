@@ -13,6 +13,7 @@ VERSIONS = ("3.12", "3.13")
 TOOLS = (
     "hypothesis",
     "ipykernel",
+    "matplotlib",
     "nbclient",
     "nbformat",
     "numba",

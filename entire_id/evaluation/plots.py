@@ -1,0 +1,179 @@
+"""Pictures of scores, as matplotlib figures: no window is opened, and nothing is set but in the figure itself.
+
+Curves differ in colour, dash and marker, and colours in lightness, so that all can be told apart in grey, too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from entire_id.errors import EvaluationError, MissingExtraError
+from entire_id.evaluation.camera_pairs import CameraPairs
+from entire_id.evaluation.scores import Scores
+from entire_id.evaluation.verification import Roc
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "check_matplotlib",
+    "figure_png",
+    "plot_average_precision",
+    "plot_camera_pairs",
+    "plot_cmc",
+    "plot_roc",
+]
+
+# Okabe and Ito, "Color Universal Design", 2008: people with any kind of colour vision tell these apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_NUM_MARKS = 10  # on a curve
+_DPI = 100
+_SIZE_IN = 6.4, 4.0
+_NUM_BINS = 20
+_CELL_IN = 0.45  # of the heat map: holds two short numbers
+_MARGIN_IN = 2.0
+_MAX_WRITTEN = 64  # cameras on a side; of more only the colours are drawn
+_NO_PAIR = "0.8"  # a grey
+_DARK_BELOW = 55  # percent: below it white text is read more easily on the colour map than black
+
+
+def check_matplotlib() -> None:
+    """Make sure that figures can be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    _new_axes(1, 1)
+
+
+def plot_cmc(models: Mapping[str, Scores]) -> Figure:
+    """Return the CMC curves of models: the share of queries that are matched within so many ranks.
+
+    Args:
+        models: scores by the name that the legend gives them.
+
+    Raises:
+        EvaluationError: there are none.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not models:
+        raise EvaluationError("there are no scores to plot; give at least one model")
+    figure, axes = _new_axes(*_SIZE_IN)
+    for number, scores in enumerate(models.values()):
+        _draw_curve(axes, number, np.arange(1, len(scores.cmc) + 1), 100 * scores.cmc)
+    num_ranks = max(len(scores.cmc) for scores in models.values())
+    axes.set_xticks([1, *range(step := max(2, num_ranks // 5), num_ranks + 1, step)])
+    lowest = min(100 * scores.cmc[0] for scores in models.values())
+    axes.set(xlabel="rank", ylabel="matching rate (%)", ylim=(max(0, lowest // 10 * 10 - 5), 102))
+    _name_curves(axes, list(models), "lower right")
+    return figure
+
+
+def plot_roc(models: Mapping[str, Roc]) -> Figure:
+    """Return the ROC curves of models, as far as each knows its own.
+
+    Args:
+        models: results of `evaluate_roc` by the name that the legend gives them.
+
+    Raises:
+        EvaluationError: there are none.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not models:
+        raise EvaluationError("there is no ROC to plot; give at least one model")
+    figure, axes = _new_axes(*_SIZE_IN)
+    for number, roc in enumerate(models.values()):
+        fprs, tprs = roc.curve()
+        _draw_curve(axes, number, 100 * fprs, 100 * tprs)
+    axes.set(xlabel="false positive rate (%)", ylabel="true positive rate (%)", xscale="log", ylim=(-2, 102))
+    _name_curves(axes, list(models), "best")
+    return figure
+
+
+def plot_average_precision(scores: Scores) -> Figure:
+    """Return how many queries have which average precision, in bins of five percent; a line marks the mAP.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    precision = 100 * scores.average_precision[~np.isnan(scores.average_precision)]
+    figure, axes = _new_axes(*_SIZE_IN)
+    edges = np.linspace(0, 100, _NUM_BINS + 1).tolist()
+    axes.hist(precision.clip(0, 100), edges, color=_COLOURS[0], edgecolor="white")
+    axes.axvline(100 * scores.mAP, color="black", linestyle="--", label=f"mAP {100 * scores.mAP:.1f} %")
+    axes.set(xlabel="average precision (%)", ylabel="queries", xlim=(0, 100))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def plot_camera_pairs(pairs: CameraPairs) -> Figure:
+    """Return a heat map of the mAP by camera of the query and camera of the gallery.
+
+    A cell says the mAP in percent and, below it, the number of queries. It is grey and empty where no query has a
+    positive.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    num_rows, num_columns = pairs.mAP.shape
+    figure, axes = _new_axes(_MARGIN_IN + _CELL_IN * num_columns, _MARGIN_IN + _CELL_IN * num_rows)
+    axes.set_facecolor(_NO_PAIR)  # shows where a cell is masked
+    percent = np.ma.masked_invalid(100 * pairs.mAP)
+    image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100)
+    axes.set_xticks(range(num_columns), [str(camid) for camid in pairs.gallery_camids.tolist()], rotation=90)
+    axes.set_yticks(range(num_rows), [str(camid) for camid in pairs.query_camids.tolist()])
+    axes.set(xlabel="camera of the gallery", ylabel="camera of the query")
+    figure.colorbar(image, ax=axes, label="mAP (%)", fraction=0.05, aspect=30)
+    if max(num_rows, num_columns) <= _MAX_WRITTEN:
+        for row, column in np.argwhere(pairs.num_valid_query).tolist():
+            value = float(percent[row, column])
+            text = f"{value:.0f}\n{pairs.num_valid_query[row, column]}"
+            colour = "white" if value < _DARK_BELOW else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    return figure
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Return the figure as PNG: the same bytes for the same figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _new_axes(width_in: float, height_in: float) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "drawing plots", "plots") from error
+    figure = Figure((width_in, height_in), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _draw_curve(axes: Axes, number: int, x: npt.NDArray[Any], y: npt.NDArray[np.float64]) -> None:
+    """Draw the curve of a model in its own colour, dash and marker."""
+    axes.plot(
+        x,
+        y,
+        color=_COLOURS[number % len(_COLOURS)],
+        linestyle=_DASHES[number % len(_DASHES)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        markevery=max(1, len(x) // _NUM_MARKS),
+        markersize=4,
+    )
+
+
+def _name_curves(axes: Axes, names: list[str], place: Literal["lower right", "best"]) -> None:
+    axes.grid(alpha=0.3)
+    legend = axes.legend(axes.get_lines(), names, loc=place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name is no formula, whatever signs it holds
