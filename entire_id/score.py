@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
+
+import numpy as np
 
 from entire_id.evaluation.camera_pairs import CameraPairs, evaluate_camera_pairs
 from entire_id.evaluation.counting import Tie
-from entire_id.evaluation.features import score_blocks
+from entire_id.evaluation.features import pool_features, score_blocks
 from entire_id.evaluation.labels import Labels
 from entire_id.evaluation.protocols import Protocol
+from entire_id.evaluation.ranked_lists import RankedList, rank_blocks
 from entire_id.evaluation.ranking import evaluate
 from entire_id.evaluation.scores import Scores
 from entire_id.loading.embed import Features, read_features
 from entire_id.records import Progress, no_progress
 
-__all__ = ["score_camera_pairs", "score_features"]
+__all__ = ["rank_features", "score_camera_pairs", "score_features"]
 
 
 def score_features(
@@ -71,6 +77,40 @@ def score_camera_pairs(
         gallery_columns=gallery.columns,
     )
     return evaluate_camera_pairs(score_blocks(query.values, gallery.values), labels, protocol, tie=tie)
+
+
+def rank_features(
+    folder: str | Path, features: str | Path, scores: Scores, queries: Sequence[int], num_ranks: int = 10
+) -> list[RankedList]:
+    """Return the ranked lists of some queries, by the protocol and the rule for ties of their scores.
+
+    They are computed anew for these queries alone, so crops whose scores differ in the last bit may stand otherwise
+    than in the scores.
+
+    Args:
+        folder: a packed data set.
+        features: folder that `embed` wrote.
+        scores: what `score_features` gave for these features.
+        queries: numbers of the queries in the scores.
+        num_ranks: gallery crops in a list at most.
+
+    Returns:
+        Of each query its list, whose `query` is the row of its crop in the split: of pooled crops, the first.
+
+    Raises:
+        DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError: see `read_features`.
+    """
+    if not len(queries):
+        return []
+    query, gallery = _query_and_gallery(folder, features)
+    chosen = np.asarray(queries, np.int64)
+    values, crops = query.values, np.arange(len(query.values))
+    if scores.protocol.pool_queries:
+        values, crops = pool_features(values, query.pids.astype(np.int64), query.camids.astype(np.int64))
+    labels = scores.labels.of_queries(chosen)
+    blocks = score_blocks(values[chosen], gallery.values)
+    lists = rank_blocks(blocks, labels, scores.protocol, num_ranks=num_ranks, tie=cast("Tie", scores.tie))
+    return [replace(one, query=int(crops[chosen[one.query]])) for one in lists]
 
 
 def _query_and_gallery(folder: str | Path, features: str | Path) -> tuple[Features, Features]:

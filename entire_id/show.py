@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from entire_id.errors import EvaluationError
+from entire_id.evaluation.ranked_lists import RankedList
 from entire_id.images import RgbImage
-from entire_id.loading.embed import Features, read_features
 from entire_id.loading.reader import CropReader
 from entire_id.records import JUNK_PID, PART_OF_SPLIT, Person
-from entire_id.score import score_features
+from entire_id.score import rank_features, score_features
 
-__all__ = ["draw_people", "draw_ranking"]
+__all__ = ["Cell", "draw_people", "draw_ranking", "frame_crop", "ranking_cells"]
 
 _CELL = 64, 156  # px: width and height that a crop is fitted into
 _GAP = 6
@@ -23,6 +24,29 @@ _LABEL = 16
 _PAPER, _INK = (250, 250, 248), (60, 60, 60)
 _QUERY, _RIGHT, _WRONG = (70, 110, 200), (40, 150, 70), (200, 60, 50)
 _FRAME = 4
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """A crop to be drawn.
+
+    Attributes:
+        label: what stands above it.
+        person: whose it is, as people are named: `test/17`.
+        camid: its camera.
+        key: its name in the data set.
+        pixels: (height, width, 3) uint8 RGB.
+        frame: RGB colour of its frame: blue for a query, green for a right crop, red for a wrong one; None for none.
+    """
+
+    label: str
+    person: str
+    camid: int
+    key: str
+    pixels: RgbImage
+    frame: Colour | None = None
 
 
 def draw_people(folder: Path, split: str, num_people: int = 8, num_cameras: int = 10) -> Image.Image:
@@ -51,11 +75,10 @@ def draw_people(folder: Path, split: str, num_people: int = 8, num_cameras: int 
         if not rows_of:
             raise EvaluationError(f"{split} shows nobody, only junk; there is nobody to draw")
         people = sorted(rows_of, key=lambda pid: (-len(rows_of[pid]), pid))[:num_people]
-        cells: list[list[Cell]] = [
-            [(f"c{camid}", reader.pixels(row), None) for camid, row in sorted(rows_of[pid].items())[:num_cameras]]
+        return _draw_grid(
+            [_cell(reader, row, f"c{camid}") for camid, row in sorted(rows_of[pid].items())[:num_cameras]]
             for pid in people
-        ]
-    return _draw_grid([str(Person(PART_OF_SPLIT[split], pid)) for pid in people], cells)
+        )
 
 
 def draw_ranking(folder: Path, features: Path, num_queries: int = 8, num_ranks: int = 10) -> Image.Image:
@@ -76,56 +99,65 @@ def draw_ranking(folder: Path, features: Path, num_queries: int = 8, num_ranks: 
         ManifestError: the data set is damaged.
         ImageDecodeError: an image does not decode.
     """
-    precision = score_features(folder, features).average_precision
-    query, gallery = (read_features(folder, split, features) for split in ("query", "gallery"))
+    scores = score_features(folder, features)
+    precision = scores.average_precision
     scored = np.flatnonzero(~np.isnan(precision))
     best_first = scored[np.argsort(-precision[scored], kind="stable")]
     places = np.linspace(0, len(best_first) - 1, min(num_queries, len(best_first))).round().astype(np.int64)
-    drawn = best_first[places].tolist()
-    cells = []
-    with CropReader(folder, "query") as queries, CropReader(folder, "gallery") as crops:
-        for number in drawn:
-            row: list[Cell] = [("query", queries.pixels(number), _QUERY)]
-            for place, found in enumerate(_ranking(query, gallery, number, num_ranks), 1):
-                right = gallery.pids[found] == query.pids[number]
-                row.append((f"{place}", crops.pixels(found), _RIGHT if right else _WRONG))
-            cells.append(row)
-    return _draw_grid([str(Person("test", int(query.pids[number]))) for number in drawn], cells)
+    lists = rank_features(folder, features, scores, best_first[places].tolist(), num_ranks)
+    return _draw_grid(ranking_cells(folder, lists))
 
 
-def _ranking(query: Features, gallery: Features, number: int, num_ranks: int) -> list[int]:
-    same = (gallery.pids == query.pids[number]) & (gallery.camids == query.camids[number])
-    kept = np.flatnonzero(~same & (gallery.pids != JUNK_PID))
-    scores = (gallery.values @ query.values[number])[kept] / np.linalg.norm(gallery.values, axis=1)[kept]
-    right = gallery.pids[kept] == query.pids[number]
-    order = np.lexsort((right, -scores))  # as in the scores, a tie counts against the model
-    ranking: list[int] = kept[order[:num_ranks]].tolist()
-    return ranking
+def ranking_cells(folder: Path, lists: Iterable[RankedList]) -> list[list[Cell]]:
+    """Return of each list the crops to be drawn: the query, then the gallery by rank.
+
+    Args:
+        folder: a packed data set.
+        lists: what `rank_features` gave.
+
+    Raises:
+        ManifestError: the data set is damaged.
+        ImageDecodeError: an image does not decode.
+    """
+    with CropReader(folder, "query") as queries, CropReader(folder, "gallery") as gallery:
+        return [
+            [
+                _cell(queries, one.query, "query", _QUERY),
+                *(
+                    _cell(gallery, row, str(rank), _RIGHT if is_right else _WRONG)
+                    for rank, (row, is_right) in enumerate(zip(one.columns, one.is_right, strict=True), 1)
+                ),
+            ]
+            for one in lists
+        ]
 
 
-Cell = tuple[str, RgbImage, tuple[int, int, int] | None]
-"""Label, pixels, colour of the frame."""
+def _cell(reader: CropReader, row: int, label: str, frame: Colour | None = None) -> Cell:
+    person = str(Person(PART_OF_SPLIT[reader.split], int(reader.pids[row])))
+    return Cell(label, person, int(reader.camids[row]), reader.keys[row], reader.pixels(row), frame)
 
 
-def _draw_grid(names: Iterable[str], rows: list[list[Cell]]) -> Image.Image:
+def _draw_grid(lines: Iterable[list[Cell]]) -> Image.Image:
+    """Return a page with a line of crops for each list, which the person of its first crop gives the name."""
+    rows = list(lines)
     width, height = _CELL[0] + _GAP, _CELL[1] + _LABEL + _GAP
     margin = _CELL[0]
     columns = max((len(row) for row in rows), default=0)
     page = Image.new("RGB", (margin + columns * width + _GAP, len(rows) * height + _GAP), _PAPER)
     pen = ImageDraw.Draw(page)
-    for line, (name, row) in enumerate(zip(names, rows, strict=True)):
+    for line, row in enumerate(rows):
         top = _GAP + line * height
-        pen.text((_GAP, top + _LABEL), name, _INK)
-        for column, (label, pixels, frame) in enumerate(row):
+        pen.text((_GAP, top + _LABEL), row[0].person, _INK)
+        for column, cell in enumerate(row):
             left = margin + column * width
-            pen.text((left + 2, top), label, _INK)
-            page.paste(_fit(pixels, frame), (left, top + _LABEL))
+            pen.text((left + 2, top), cell.label, _INK)
+            page.paste(frame_crop(cell), (left, top + _LABEL))
     return page
 
 
-def _fit(pixels: RgbImage, frame: tuple[int, int, int] | None) -> Image.Image:
+def frame_crop(cell: Cell) -> Image.Image:
     """Return the crop at the size of a cell, its proportions kept, within its frame."""
-    border = _FRAME if frame else 0
+    border = _FRAME if cell.frame else 0
     size = _CELL[0] - 2 * border, _CELL[1] - 2 * border
-    crop = ImageOps.pad(Image.fromarray(pixels), size, Image.Resampling.BICUBIC, _PAPER)
-    return ImageOps.expand(crop, border, frame) if frame else crop
+    crop = ImageOps.pad(Image.fromarray(cell.pixels), size, Image.Resampling.BICUBIC, _PAPER)
+    return ImageOps.expand(crop, border, cell.frame) if cell.frame else crop
