@@ -23,6 +23,7 @@ from entire_id.records import Progress
 
 if TYPE_CHECKING:
     from entire_id.evaluation.breakdown import Interval
+    from entire_id.evaluation.scores import Scores
     from entire_id.shards.manifest import Manifest
     from entire_id.shards.pack import PackReport
     from entire_id.shards.repair import RepairReport
@@ -483,12 +484,17 @@ def evaluate(
         TieRule.WORST
     ),
     max_rank: Annotated[int, typer.Option(min=1, help="Length of the CMC curve.")] = 50,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="HTML page to write: scores, plots, ranked lists. Shows people; keep it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score features by the field's rule: mAP, CMC, mINP, with 95 % confidence intervals."""
     from entire_id.evaluation.comparison import compare as compare_scores
     from entire_id.evaluation.protocols import PROTOCOLS
     from entire_id.loading.embed import features_folder
+    from entire_id.report import check_report
     from entire_id.score import score_camera_pairs, score_features
 
     if protocol not in PROTOCOLS:
@@ -496,14 +502,19 @@ def evaluate(
     columns = by or (["continent"] if PROTOCOLS[protocol].within == "continent" else [])
     found = features or features_folder(folder, model)
     rule: Any = {"protocol": protocol, "tie": tie.value}
+    if report is not None:
+        check_report(folder, report)
     with _progress() as progress:
         scores = score_features(folder, found, progress, max_rank=max_rank, **rule)
         parts: dict[str, Any] = {name: scores.by(name) for name in columns if name != "camera_pair"}
         if "camera_pair" in columns:
             parts["camera_pair"] = score_camera_pairs(folder, found, **rule)
-        difference = None
+        difference, models = None, [(found, scores)]
         if compare is not None:
-            difference = compare_scores(scores, score_features(folder, compare, progress, max_rank=max_rank, **rule))
+            models.append((compare, score_features(folder, compare, progress, max_rank=max_rank, **rule)))
+            difference = compare_scores(scores, models[-1][1])
+        if report is not None:
+            _write_report(folder, models, report, progress)
     if as_json:
         result = {**scores.to_dict(), "cmc": scores.cmc.tolist()}
         result["intervals"] = {name: [one.low, one.high] for name, one in scores.intervals().items()}
@@ -519,6 +530,14 @@ def evaluate(
     _say(scores.summary())
     for warning in scores.warnings:
         _say(f"warning: {warning}")
+
+
+def _write_report(folder: Path, models: list[tuple[Path, Scores]], out: Path, progress: Progress) -> None:
+    from entire_id.report import collect_report, scored_model, write_report
+
+    scored = [scored_model(features, scores) for features, scores in models]
+    write_report(collect_report(folder, scored, progress=progress), out)
+    _say(f"wrote {out}; it contains crops of people: do not publish it")
 
 
 def _in_percent(intervals: Mapping[str, Interval]) -> list[tuple[str, float, float, float]]:

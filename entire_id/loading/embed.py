@@ -20,7 +20,7 @@ from entire_id.records import SPLITS, Progress, no_progress
 from entire_id.shards.manifest import read_manifest
 from entire_id.staging import new_folder
 
-__all__ = ["MODELS", "Features", "Model", "embed", "features_folder", "read_features"]
+__all__ = ["MODELS", "Features", "Model", "embed", "features_folder", "model_of", "read_features"]
 
 Model = Callable[[Sequence[RgbImage]], npt.NDArray[np.float32]]
 """Takes n crops, each (height, width, 3) uint8 RGB, and returns (n, d) float32."""
@@ -115,6 +115,18 @@ def _read_facts(folder: Path) -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) and facts.keys() == {"model", "content_sha256"} else None
+
+
+def model_of(features: str | Path) -> str:
+    """Return the name of the model that made the features of a folder.
+
+    Raises:
+        FeaturesError: it holds none.
+    """
+    facts = _read_facts(Path(features))
+    if facts is None:
+        raise FeaturesError(features, "nothing says which model made these features")
+    return str(facts["model"])
 
 
 def _features(reader: CropReader, model: Model, progress: Progress, batch_rows: int) -> npt.NDArray[np.float32]:
