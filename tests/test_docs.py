@@ -26,6 +26,7 @@ PAGES = [
     "docs/packing.md",
     "docs/format.md",
     "docs/evaluation.md",
+    "docs/report.md",
     "docs/reranking.md",
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
@@ -58,6 +59,8 @@ def entire_id(line: str) -> list[str]:
 def test_snippet_runs(code: str, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "torch" in code:
         pytest.importorskip("torch")
+    if "plots" in code:
+        pytest.importorskip("matplotlib")
     monkeypatch.chdir(packed.parent)
     exec(compile(code, "snippet", "exec"), {})
 
@@ -86,6 +89,11 @@ def test_evaluation_commands_run(packed: Path) -> None:
 def test_protocols_are_those_of_the_code() -> None:
     text = (ROOT / "docs/evaluation.md").read_text().split("## Protocols")[1].split("##")[0]
     assert re.findall(r"^\| `(\w+)`", text, re.M) == list(PROTOCOLS)
+def test_report_commands_run(packed: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for line in commands("docs/report.md"):
+        run(entire_id(line), packed.parent)
+    assert "do not publish it" in (packed.parent / "report.html").read_text()
 
 
 def test_make_targets_shown_exist() -> None:

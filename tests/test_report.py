@@ -176,12 +176,12 @@ def test_ranked_lists_leave_out_what_the_scores_leave_out(tmp_path) -> None:
     values = np.repeat(query, len(keys), axis=0)  # what is ignored is most alike, then the other person
     values[:, 0] += [{"00001_c001": 9, "00002_c001": 1}.get(key.split("/")[-1][:10], 0) for key in keys]
     np.save(features / "gallery.npy", values)
-    alts = [alt for alt, _ in Page(render_report(report_of(tmp_path, "features"))).images()[3:]]
+    page = Page(render_report(report_of(tmp_path, "features")))
+    alts = [alt for alt, _ in page.images()[3:]]
     wrong, right = "rank 1, wrong: gallery/00002_c001s0_1", "rank 2, right: gallery/00001_c001s0_1"
     assert alts[0].startswith("query of test/1: query/00001_c000s0_1")
     assert [alt.replace("bounding_box_test", "gallery") for alt in alts[1:3]] == [wrong, right]
     assert len(alts) == 3 * 3
-    page = Page(render_report(report_of(tmp_path, "features")))
     assert "✗ 1" in page.text
     assert "✓ 2" in page.text
     assert "AP 50.0 %" in page.text
