@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from entire_id.evaluation.verification import evaluate_open_set, evaluate_roc
     from entire_id.loading.embed import embed, read_features
     from entire_id.loading.hf import load
+    from entire_id.loading.models import ModelOptions, open_model
     from entire_id.loading.reader import CropReader
     from entire_id.shards.diff import diff_versions
     from entire_id.shards.manifest import Manifest, read_manifest
@@ -37,6 +38,7 @@ __all__ = [
     "FeatureAccumulator",
     "Labels",
     "Manifest",
+    "ModelOptions",
     "PackConfig",
     "Protocol",
     "RerankConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate_roc",
     "expand_queries",
     "load",
+    "open_model",
     "open_source",
     "pack",
     "read_features",
@@ -80,6 +83,7 @@ _HOMES = {
     "evaluation.verification": ["evaluate_open_set", "evaluate_roc"],
     "loading.embed": ["embed", "read_features"],
     "loading.hf": ["load"],
+    "loading.models": ["ModelOptions", "open_model"],
     "loading.reader": ["CropReader"],
     "shards.diff": ["diff_versions"],
     "shards.manifest": ["Manifest", "read_manifest"],

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from entire_id.records import Progress
 
 if TYPE_CHECKING:
     from entire_id.evaluation.breakdown import Interval
+    from entire_id.evaluation.reranking import RerankConfig
     from entire_id.evaluation.scores import Scores
     from entire_id.shards.manifest import Manifest
     from entire_id.shards.pack import PackReport
@@ -58,6 +60,14 @@ class Format(StrEnum):
     WEBDATASET = "webdataset"
 
 
+class Device(StrEnum):
+    """Where a model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class TieRule(StrEnum):
     """Where a positive stands among negatives of its score."""
 
@@ -74,7 +84,7 @@ CamerasOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="cameras.csv with camid, continent. [default: beside the crops]")
 ]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A packed data set.")]
-ModelOption = Annotated[str, typer.Option(help="Model that made the features: colour.")]
+ModelOption = Annotated[str, typer.Option(help="Model that made the features, as given to embed.")]
 FeaturesOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder of features. [default: DIR.features/MODEL]")
 ]
@@ -173,8 +183,6 @@ def _progress() -> Iterator[Progress]:
 
 
 def _quote(path: Path) -> str:
-    from shlex import quote
-
     return quote(str(path))
 
 
@@ -447,23 +455,60 @@ def _crops_by_split(manifest: Manifest, continent: str) -> list[int]:
 @app.command()
 def embed(
     folder: FolderArgument,
-    model: ModelOption = "colour",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="colour, a folder or owner/name for transformers, a file .onnx, or module:function of your own."
+        ),
+    ] = "colour",
     split: Annotated[list[str] | None, typer.Option(help="Split, may be repeated. [default: query gallery]")] = None,
     features: FeaturesOption = None,
+    size: Annotated[
+        str, typer.Option(metavar="HxW", help="Resize crops, such as 256x128. [default: as the model says]")
+    ] = "",
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    mean: Annotated[str, typer.Option(metavar="R,G,B", help="Of an ONNX model's input. [default: ImageNet's]")] = "",
+    std: Annotated[str, typer.Option(metavar="R,G,B", help="Of an ONNX model's input. [default: ImageNet's]")] = "",
+    batch_rows: Annotated[int, typer.Option(min=1, help="Crops given to the model at once.")] = 64,
 ) -> None:
-    """Compute a feature for every crop."""
-    from entire_id.loading.embed import MODELS, features_folder
+    """Compute a feature for every crop. The same command goes on where a killed one stopped."""
     from entire_id.loading.embed import embed as embed_folder
+    from entire_id.loading.embed import features_folder
+    from entire_id.loading.models import ModelOptions, open_model
+    from entire_id.shards.manifest import read_manifest
 
-    if model not in MODELS:
-        raise typer.BadParameter(f"no model {model!r}; there is {', '.join(MODELS)}")
+    with _usage():
+        options = ModelOptions(
+            size=_numbers(size, "x", int, 2),
+            device=device.value,
+            revision=revision,
+            mean=_numbers(mean, ",", float, 3),
+            std=_numbers(std, ",", float, 3),
+        )
+    read_manifest(folder)  # before a model is downloaded
+    if ":" in model:
+        sys.path.append(str(Path.cwd()))  # where a module of the user's own lies
     out = features or features_folder(folder, model)
     with _progress() as progress:
-        embed_folder(folder, split or ["query", "gallery"], model, out, progress)
+        opened = open_model(model, options)
+        embed_folder(folder, split or ["query", "gallery"], opened, out, progress, batch_rows)
     _say(f"features are in {out}")
     if all((out / f"{name}.npy").is_file() for name in ("query", "gallery")):
-        option = f" --features {_quote(features)}" if features else ""
+        option = f" --model {quote(model)}" if model != "colour" else ""
+        option = f" --features {_quote(features)}" if features else option
         _say(f"next: entire-id evaluate {_quote(folder)}{option}")
+
+
+def _numbers(text: str, separator: str, kind: type[int | float], count: int) -> Any:  # noqa: ANN401 a tuple
+    """Return the numbers of an option such as 256x128; None where it was not given."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(separator))
+    except ValueError:
+        numbers = ()
+    if text and len(numbers) != count:
+        raise ValueError(f"{text!r} is not of the form {'256x128' if count == 2 else '0.5,0.5,0.5'}")
+    return numbers if text else None
 
 
 @app.command()
@@ -488,22 +533,34 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="HTML page to write: scores, plots, ranked lists. Shows people; keep it."),
     ] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by k-reciprocal neighbours.")] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Code base whose re-ranking it is. [default: the package's own]")
+    ] = None,
+    k1: Annotated[int | None, typer.Option(help="Neighbours of a set in re-ranking. [default: the preset's]")] = None,
+    k2: Annotated[int | None, typer.Option(help="Sets that are averaged. [default: the preset's]")] = None,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Share of the plain distance, 0 to 1. [default: the preset's]")
+    ] = None,
+    expand: Annotated[int, typer.Option(min=0, help="Average each query with its nearest gallery crops, first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Score features by the field's rule: mAP, CMC, mINP, with 95 % confidence intervals."""
+    from dataclasses import asdict
+
     from entire_id.evaluation.comparison import compare as compare_scores
     from entire_id.evaluation.protocols import PROTOCOLS
     from entire_id.loading.embed import features_folder
-    from entire_id.report import check_report
     from entire_id.score import score_camera_pairs, score_features
 
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"no protocol {protocol!r}; there is {', '.join(PROTOCOLS)}")
     columns = by or (["continent"] if PROTOCOLS[protocol].within == "continent" else [])
     found = features or features_folder(folder, model)
-    rule: Any = {"protocol": protocol, "tie": tie.value}
+    config = _rerank_config(rerank, preset, {"k1": k1, "k2": k2, "lambda_": lambda_})
     if report is not None:
-        check_report(folder, report)
+        _check_report(folder, report, is_plain=config is None and not expand)
+    rule: Any = {"protocol": protocol, "tie": tie.value, "reranking": config, "expand": expand}
     with _progress() as progress:
         scores = score_features(folder, found, progress, max_rank=max_rank, **rule)
         parts: dict[str, Any] = {name: scores.by(name) for name in columns if name != "camera_pair"}
@@ -519,6 +576,8 @@ def evaluate(
         result = {**scores.to_dict(), "cmc": scores.cmc.tolist()}
         result["intervals"] = {name: [one.low, one.high] for name, one in scores.intervals().items()}
         result["by"] = {name: part.to_dict() for name, part in parts.items()}
+        result["reranking"] = None if config is None else {"preset": preset or "default", **asdict(config)}
+        result["expand"] = expand
         _print_json(result | ({"comparison": difference.to_dict()} if difference else {}))
         return
     _print_table(["score", "%", "from", "to"], _in_percent(scores.intervals()))
@@ -527,7 +586,7 @@ def evaluate(
     if difference is not None:
         _print_table(["difference", "points", "from", "to"], _in_percent(difference.differences))
         _say(f"{difference.summary()} with {compare}")
-    _say(scores.summary())
+    _say(scores.summary() + _ranking_note(config, preset, expand))
     for warning in scores.warnings:
         _say(f"warning: {warning}")
 
@@ -538,6 +597,37 @@ def _write_report(folder: Path, models: list[tuple[Path, Scores]], out: Path, pr
     scored = [scored_model(features, scores) for features, scores in models]
     write_report(collect_report(folder, scored, progress=progress), out)
     _say(f"wrote {out}; it contains crops of people: do not publish it")
+
+
+def _check_report(folder: Path, out: Path, *, is_plain: bool) -> None:
+    """Refuse a report that cannot be written, before anything is scored."""
+    from entire_id.report import check_report
+
+    if not is_plain:
+        raise typer.BadParameter("--report shows plain rankings; leave out --rerank and --expand")
+    check_report(folder, out)
+
+
+def _rerank_config(rerank: bool, preset: str | None, options: Mapping[str, float | None]) -> RerankConfig | None:
+    """Return how to re-rank, None for not at all; `options` that are None are the preset's."""
+    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if not rerank:
+        if changes or preset is not None:
+            raise typer.BadParameter("--preset, --k1, --k2 and --lambda say how to --rerank")
+        return None
+    from entire_id.evaluation.reranking import RerankConfig
+
+    with _usage():
+        return RerankConfig(**changes) if preset is None else RerankConfig.preset(preset, **changes)
+
+
+def _ranking_note(config: RerankConfig | None, preset: str | None, expand: int) -> str:
+    """Return what was done to the ranking before it was scored; nothing for the plain one."""
+    note = f"; queries expanded by {expand} crops" if expand else ""
+    if config is None:
+        return note
+    numbers = f"k1 {config.k1}, k2 {config.k2}, lambda {config.lambda_:g}"
+    return f"{note}; re-ranked ({preset or 'default'}: {numbers})"
 
 
 def _in_percent(intervals: Mapping[str, Interval]) -> list[tuple[str, float, float, float]]:

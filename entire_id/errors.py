@@ -21,6 +21,7 @@
     ├── ImageDecodeError (OSError)            a packed image does not decode
     ├── ConfigNotFoundError (KeyError)        no such config
     ├── SplitNotFoundError (KeyError)         no such split, e.g. the unreleased train part
+    ├── ModelError (ValueError)               a model cannot be opened, or gives no features
     ├── FeaturesError (ValueError)            features do not belong to the data set
     └── EvaluationError (ValueError)          arrays that cannot be scored
 
@@ -47,6 +48,7 @@ __all__ = [
     "LayoutNotFoundError",
     "ManifestError",
     "MissingExtraError",
+    "ModelError",
     "NothingToPackError",
     "OutputExistsError",
     "PreviousVersionError",
@@ -285,12 +287,20 @@ class SplitNotFoundError(EntireIdError, KeyError):
         super().__init__(f"{self.path!r} has no split {split!r} here; there is {', '.join(self.splits)}.{reason}")
 
 
+class ModelError(EntireIdError, ValueError):
+    """A model cannot be opened, or does not give a feature for every crop."""
+
+    def __init__(self, name: str, what: str) -> None:
+        self.name = name
+        super().__init__(f"model {name!r}: {what}")
+
+
 class FeaturesError(EntireIdError, ValueError):
     """Stored features do not belong to the data set that they are used with."""
 
     def __init__(self, path: str | Path, what: str) -> None:
         self.path = str(path)
-        super().__init__(f"{self.path!r}: {what}. Make them anew with: entire-id embed DIR --model colour")
+        super().__init__(f"{self.path!r}: {what}. Make them anew with: entire-id embed DIR --model MODEL")
 
 
 class EvaluationError(EntireIdError, ValueError):

@@ -9,13 +9,15 @@ from typing import cast
 
 import numpy as np
 
+from entire_id.errors import EvaluationError
 from entire_id.evaluation.camera_pairs import CameraPairs, evaluate_camera_pairs
 from entire_id.evaluation.counting import Tie
 from entire_id.evaluation.features import pool_features, score_blocks
 from entire_id.evaluation.labels import Labels
-from entire_id.evaluation.protocols import Protocol
+from entire_id.evaluation.protocols import Protocol, find_protocol
 from entire_id.evaluation.ranked_lists import RankedList, rank_blocks
-from entire_id.evaluation.ranking import evaluate
+from entire_id.evaluation.ranking import evaluate, evaluate_blocks
+from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
 from entire_id.evaluation.scores import Scores
 from entire_id.loading.embed import Features, read_features
 from entire_id.records import Progress, no_progress
@@ -23,7 +25,7 @@ from entire_id.records import Progress, no_progress
 __all__ = ["rank_features", "score_camera_pairs", "score_features"]
 
 
-def score_features(
+def score_features(  # noqa: PLR0913 options of one thing
     folder: str | Path,
     features: str | Path,
     progress: Progress = no_progress,
@@ -31,6 +33,8 @@ def score_features(
     protocol: str | Protocol = "market1501",
     tie: Tie = "worst",
     max_rank: int = 50,
+    reranking: RerankConfig | None = None,
+    expand: int = 0,
 ) -> Scores:
     """Return the scores of stored features: query against gallery of a packed data set.
 
@@ -41,12 +45,19 @@ def score_features(
         protocol: see `evaluate`.
         tie: see `evaluate`.
         max_rank: see `evaluate`.
+        reranking: how to re-rank; None scores the ranking as it is.
+        expand: expand each query by that many of its nearest gallery crops first; 0 leaves queries as they are.
 
     Raises:
         DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError: see `read_features`.
-        EvaluationError: see `evaluate`.
+        EvaluationError: see `evaluate`; or the protocol pools features, and re-ranking gives none.
     """
-    query, gallery = _query_and_gallery(folder, features)
+    query, gallery = _query_and_gallery(folder, features, expand)
+    if reranking is not None:
+        _refuse_pooling(protocol)
+        blocks = rerank(query.values, gallery.values, reranking, progress=progress)
+        labels = _labels(query, gallery)
+        return evaluate_blocks(blocks, labels, protocol, tie=tie, max_rank=max_rank, progress=progress)
     return evaluate(
         query.values,
         gallery.values,
@@ -64,11 +75,32 @@ def score_features(
 
 
 def score_camera_pairs(
-    folder: str | Path, features: str | Path, *, protocol: str | Protocol = "market1501", tie: Tie = "worst"
+    folder: str | Path,
+    features: str | Path,
+    *,
+    protocol: str | Protocol = "market1501",
+    tie: Tie = "worst",
+    reranking: RerankConfig | None = None,
+    expand: int = 0,
 ) -> CameraPairs:
     """Return the scores of stored features from each camera to each other; see `score_features`."""
-    query, gallery = _query_and_gallery(folder, features)
-    labels = Labels.of(
+    query, gallery = _query_and_gallery(folder, features, expand)
+    if reranking is None:
+        blocks = score_blocks(query.values, gallery.values)
+    else:
+        blocks = rerank(query.values, gallery.values, reranking)
+    return evaluate_camera_pairs(blocks, _labels(query, gallery), protocol, tie=tie)
+
+
+def _query_and_gallery(folder: str | Path, features: str | Path, expand: int = 0) -> tuple[Features, Features]:
+    query, gallery = read_features(folder, "query", features), read_features(folder, "gallery", features)
+    if expand:
+        query = replace(query, values=expand_queries(query.values, gallery.values, expand))
+    return query, gallery
+
+
+def _labels(query: Features, gallery: Features) -> Labels:
+    return Labels.of(
         query.pids,
         gallery.pids,
         query.camids,
@@ -76,7 +108,6 @@ def score_camera_pairs(
         query_columns=query.columns,
         gallery_columns=gallery.columns,
     )
-    return evaluate_camera_pairs(score_blocks(query.values, gallery.values), labels, protocol, tie=tie)
 
 
 def rank_features(
@@ -113,5 +144,8 @@ def rank_features(
     return [replace(one, query=int(crops[chosen[one.query]])) for one in lists]
 
 
-def _query_and_gallery(folder: str | Path, features: str | Path) -> tuple[Features, Features]:
-    return read_features(folder, "query", features), read_features(folder, "gallery", features)
+def _refuse_pooling(protocol: str | Protocol) -> None:
+    """Raise an EvaluationError where the features would have to be pooled first."""
+    found = find_protocol(protocol)
+    if found.pool_queries:
+        raise EvaluationError(f"protocol {found.name!r} pools the features of queries, and does not go with re-ranking")

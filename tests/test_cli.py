@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from entire_id.loading.embed import embed
+from entire_id.evaluation.features import score_blocks
+from entire_id.evaluation.labels import Labels
+from entire_id.evaluation.ranking import evaluate_blocks
+from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
+from entire_id.loading.embed import embed, read_features
 
 from builders import crop_names, write_crops
 
@@ -105,6 +109,35 @@ def test_evaluate_shows_parts_and_what_differs(packed: Path, tmp_path: Path) -> 
     assert report["warnings"][-1] == "the gallery has 24 crops, fewer than 50 ranks: the CMC curve is flat beyond"
 
 
+def test_evaluate_reranks_as_the_library_does(packed: Path, tmp_path: Path) -> None:
+    out = embed(packed, ["query", "gallery"], "colour", tmp_path / "features")
+    query, gallery = (read_features(packed, split, out) for split in ("query", "gallery"))
+    config = RerankConfig.preset("original", k1=7, k2=2, lambda_=0.1)
+    labels = Labels.of(query.pids, gallery.pids, query.camids, gallery.camids)
+    expanded = expand_queries(query.values, gallery.values, 3)
+    expected = evaluate_blocks(rerank(expanded, gallery.values, config), labels)
+    options = ["--features", out, "--rerank", "--preset", "original", "--k1", 7, "--k2", 2, "--lambda", 0.1]
+    report = json.loads(entire_id("evaluate", packed, *options, "--expand", 3, "--json").stdout)
+    assert (report["mAP"], report["mINP"]) == (expected.mAP, expected.mINP)
+    assert report["reranking"]["preset"] == "original"
+    assert (report["reranking"]["k1"], report["expand"]) == (7, 3)
+
+    plain = evaluate_blocks(rerank(query.values, gallery.values), labels)
+    done = entire_id("evaluate", packed, "--features", out, "--rerank", "--by", "camera_pair", "--compare", out)
+    assert f"{100 * plain.mAP:.2f}" in done.stdout
+    assert "; protocol market1501; re-ranked (default: k1 20, k2 6, lambda 0.3)" in done.stderr
+    assert f"equal with {out}" in done.stderr
+
+    done = entire_id("evaluate", packed, "--features", out, "--expand", 2)
+    alone = evaluate_blocks(score_blocks(expand_queries(query.values, gallery.values, 2), gallery.values), labels)
+    assert f"{100 * alone.mAP:.2f}" in done.stdout
+    assert done.stderr.splitlines()[0].endswith("; protocol market1501; queries expanded by 2 crops")
+
+    done = entire_id("evaluate", packed, "--features", out, "--rerank", "--protocol", "multi_query")
+    assert "protocol 'multi_query' pools the features of queries, and does not go with re-ranking" in done.stderr
+    assert done.returncode == 1
+
+
 def test_info_counts_crops_by_continent(packed: Path) -> None:
     lines = entire_id("info", packed).stdout.splitlines()
     assert ["asia", "8", "16"] in [line.split() for line in lines]
@@ -120,7 +153,7 @@ def test_info_counts_crops_by_continent(packed: Path) -> None:
         (["pack", "crops", "out", "--format", "lmdb"], 2, "'lmdb' is not one of"),
         (["verify", "crops"], 1, "no manifest.json in it. Make one with: entire-id pack"),
         (["info", "none"], 1, "no such folder"),
-        (["evaluate", "entire-id", "--features", "none"], 1, "entire-id embed DIR --model colour"),
+        (["evaluate", "entire-id", "--features", "none"], 1, "entire-id embed DIR --model MODEL"),
         (["embed", "entire-id", "--split", "train"], 1, "not released by the authors"),
         (["show", "entire-id", "picture.gif"], 2, "ends neither in .png nor in .jpg"),
         (["demo", "crops"], 1, "which no demo made"),
@@ -131,7 +164,14 @@ def test_info_counts_crops_by_continent(packed: Path) -> None:
         (["pack", "entire-id", "out"], 1, "It is packed already: see entire-id info"),
         (["pack", "crops/cameras.csv", "out"], 1, "no column path, pid, split"),
         (["pack", "crops/query/00000_c000s0_760487.jpg", "out"], 1, "neither a folder, nor a whole zip archive, nor a"),
-        (["embed", "entire-id", "--model", "resnet"], 2, "no model 'resnet'; there is colour"),
+        (["embed", "entire-id", "--model", "resnet"], 1, "model 'resnet': no such model; expected colour, a folder"),
+        (["embed", "entire-id", "--size", "256"], 2, "'256' is not of the form 256x128"),
+        (["embed", "entire-id", "--size", "256x128"], 1, "cannot heed the option size"),
+        (["embed", "entire-id", "--std", "0,1,1"], 2, "is not above 0"),
+        (["embed", "none", "--model", "x.onnx"], 1, "no such folder"),
+        (["evaluate", "entire-id", "--k1", "5"], 2, "--preset, --k1, --k2 and --lambda say how to --rerank"),
+        (["evaluate", "entire-id", "--rerank", "--preset", "duke"], 2, "no preset 'duke'; there is original,"),
+        (["evaluate", "entire-id", "--rerank", "--lambda", "2"], 2, "lambda_ 2.0 is not in 0..1"),
         (["evaluate", "entire-id", "--protocol", "duke"], 2, "no protocol 'duke'; there is market1501,"),
         (["evaluate", "entire-id", "--tie", "random"], 2, "'random' is not one of"),
         (["evaluate", "entire-id", "--max-rank", "0"], 2, "Invalid value for '--max-rank'"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from entire_id.evaluation.protocols import PROTOCOLS
@@ -25,6 +26,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/packing.md",
     "docs/format.md",
+    "docs/embedding.md",
     "docs/evaluation.md",
     "docs/report.md",
     "docs/reranking.md",
@@ -89,11 +91,21 @@ def test_evaluation_commands_run(packed: Path) -> None:
 def test_protocols_are_those_of_the_code() -> None:
     text = (ROOT / "docs/evaluation.md").read_text().split("## Protocols")[1].split("##")[0]
     assert re.findall(r"^\| `(\w+)`", text, re.M) == list(PROTOCOLS)
+
+
 def test_report_commands_run(packed: Path) -> None:
     pytest.importorskip("matplotlib")
     for line in commands("docs/report.md"):
         run(entire_id(line), packed.parent)
     assert "do not publish it" in (packed.parent / "report.html").read_text()
+
+
+def test_embedding_commands_run_with_the_function_shown(packed: Path) -> None:
+    (code,) = (code for language, code in BLOCK.findall((ROOT / "docs/embedding.md").read_text()) if language == "py")
+    (packed.parent / "my_model.py").write_text(code)
+    for line in commands("docs/embedding.md"):
+        run(entire_id(line), packed.parent)
+    assert np.load(packed.with_name("entire-id.features") / "my_model-describe" / "query.npy").shape == (12, 6)
 
 
 def test_make_targets_shown_exist() -> None:

@@ -23,6 +23,7 @@ from entire_id.errors import (
     LayoutNotFoundError,
     ManifestError,
     MissingExtraError,
+    ModelError,
     NothingToPackError,
     OutputExistsError,
     PreviousVersionError,
@@ -66,6 +67,7 @@ EXAMPLES = [
     (ConfigNotFoundError("d", "asia", ["default"]), KeyError, ["'d'", "'asia'", "it has default"]),
     (SplitNotFoundError("d", "val", ["query", "gallery"]), KeyError, ["'val'", "query, gallery"]),
     (SplitNotFoundError("d", "train", ["query"]), KeyError, ["'train'", "not released by the authors"]),
+    (ModelError("vit", "no such file"), ValueError, ["'vit'", "no such file"]),
     (FeaturesError("f.npy", "too short"), ValueError, ["'f.npy'", "too short", "entire-id embed"]),
     (EvaluationError("shapes differ"), ValueError, ["shapes differ"]),
 ]

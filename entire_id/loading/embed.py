@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.errors import FeaturesError
-from entire_id.images import RgbImage
-from entire_id.loading.colour import describe_colour
+from entire_id.errors import FeaturesError, ModelError, WriteFailedError
+from entire_id.loading.models import Model, open_model
 from entire_id.loading.reader import CropReader
 from entire_id.records import SPLITS, Progress, no_progress
 from entire_id.shards.manifest import read_manifest
-from entire_id.staging import new_folder
+from entire_id.staging import new_folder, sync
 
-__all__ = ["MODELS", "Features", "Model", "embed", "features_folder", "model_of", "read_features"]
-
-Model = Callable[[Sequence[RgbImage]], npt.NDArray[np.float32]]
-"""Takes n crops, each (height, width, 3) uint8 RGB, and returns (n, d) float32."""
-
-MODELS: dict[str, Model] = {"colour": describe_colour}
-"""Models by the name that `--model` takes."""
+__all__ = ["Features", "embed", "features_folder", "model_of", "read_features"]
 
 _FACTS_FILE = "features.json"
+_NEEDED_FACTS = {"model", "content_sha256"}  # all that the first versions wrote
+_FACTS = _NEEDED_FACTS | {"dim", "preprocessing"}
+_NOTE_EVERY_S = 0.5  # how much work a killed run loses, at most, besides a batch
+_GO_ON_AFTER = (OSError, KeyboardInterrupt, MemoryError, RuntimeError)
 _COLUMNS = ("continent", "seq", "frame", "width", "height")
 
 
@@ -52,15 +54,22 @@ class Features:
 
 
 def features_folder(folder: Path, model: str) -> Path:
-    """Return where the features of `folder` lie by default: `<folder>.features/<model>`, beside it."""
+    """Return where the features of `folder` lie by default: `<folder>.features/<model>`, beside it.
+
+    What cannot stand in the name of a folder becomes a hyphen.
+
+    >>> features_folder(Path("/sets/entire-id"), "owner/name").as_posix()
+    '/sets/entire-id.features/owner-name'
+    """
     folder = folder.resolve()
-    return folder.with_name(folder.name + ".features") / model
+    name = re.sub(r"[^\w.]+", "-", model).strip("-.")
+    return folder.with_name(folder.name + ".features") / (name or "model")
 
 
 def embed(
     folder: str | Path,
     splits: Sequence[str],
-    model: str,
+    model: str | Model,
     out: str | Path,
     progress: Progress = no_progress,
     batch_rows: int = 64,
@@ -70,13 +79,16 @@ def embed(
     `out` holds `<split>.npy` ((n, d) float32), `<split>.keys.npy` (n keys) and `features.json` (model, content digest).
     Features of the same splits, of another model or of another content there are replaced; anything else is refused.
 
+    No more than a batch is in memory. The work lies in `<out>.partial` until it is complete; the same call goes on
+    where a killed one stopped, with the same bytes in the end.
+
     Args:
         folder: a packed data set.
         splits: which splits.
-        model: a name of `MODELS`.
+        model: what `open_model` takes, or returned.
         out: folder to make.
         progress: told how far it is.
-        batch_rows: crops given to the model at once.
+        batch_rows: crops given to the model at once, at least 1. Another number may change the last digits.
 
     Raises:
         DatasetNotFoundError: no data set lies in `folder`.
@@ -84,22 +96,113 @@ def embed(
         SplitNotFoundError: the data set has no such split.
         ImageDecodeError: an image does not decode.
         OutputExistsError: `out` holds something else than features.
-        FeaturesError: no such model.
+        ModelError: no such model, it gives something else than a feature a crop, or one that is not finite.
+        MissingExtraError: the packages that run the model are not installed.
+        WriteFailedError: the disk is full, or refuses.
     """
     out = Path(out)
-    if model not in MODELS:
-        raise FeaturesError(out, f"no model {model!r}; there is {', '.join(MODELS)}")
-    facts = {"model": model, "content_sha256": read_manifest(folder).content_sha256}
-    with new_folder(out, replaces=_is_features) as tree:
+    content = read_manifest(folder).content_sha256
+    opened = open_model(model) if isinstance(model, str) else model
+    facts = {
+        "model": opened.name,
+        "content_sha256": content,
+        "dim": opened.dim,
+        "preprocessing": dict(opened.facts),
+    }
+    with new_folder(out, _is_features, _GO_ON_AFTER) as tree:
+        how = json.dumps([facts, batch_rows, opened.device], sort_keys=True)
+        work = _Work(tree, tree.parent / "notes", hashlib.sha256(how.encode()).hexdigest())
+        work.tidy(splits)
         if out.is_dir() and _read_facts(out) == facts:
             for path in out.glob("*.npy"):
-                shutil.copyfile(path, tree / path.name)
+                if path.name.split(".")[0] not in splits:
+                    shutil.copyfile(path, tree / path.name)
         for split in splits:
             with CropReader(folder, split) as reader:
-                np.save(tree / f"{split}.npy", _features(reader, MODELS[model], progress, batch_rows))
+                _write_features(reader, opened, work, progress, batch_rows)
                 np.save(tree / f"{split}.keys.npy", np.array(reader.keys))
         (tree / _FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is done so far.
+
+    Attributes:
+        tree: folder that becomes the features.
+        notes: folder that remembers how many rows of each split are on disk.
+        digest: of everything that the features depend on: another one's work is of no use.
+    """
+
+    tree: Path
+    notes: Path
+    digest: str
+
+    def tidy(self, splits: Sequence[str]) -> None:
+        """Remove what an earlier run left that this one cannot go on with."""
+        usable = {f"{split}.npy" for split in splits if self.rows_done(split)}
+        for path in self.tree.iterdir():
+            if path.name not in usable:
+                path.unlink()
+
+    def rows_done(self, split: str) -> int:
+        """Return how many rows of the split are on disk."""
+        try:
+            note = json.loads((self.notes / f"{split}.json").read_bytes())
+            usable = note["digest"] == self.digest and (self.tree / f"{split}.npy").stat().st_size >= note["bytes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return int(note["rows"]) if usable else 0
+
+    def write_note(self, split: str, rows: int, file: BinaryIO) -> None:
+        """Bring the rows to the disk, then say so."""
+        os.fsync(file.fileno())
+        partial = self.notes / f"{split}.json.new"
+        partial.write_text(json.dumps({"digest": self.digest, "rows": rows, "bytes": file.tell()}))
+        sync(partial)
+        partial.replace(self.notes / f"{split}.json")
+
+
+def _write_features(reader: CropReader, model: Model, work: _Work, progress: Progress, batch_rows: int) -> None:
+    """Write `<split>.npy` row by row, from where an earlier run stopped."""
+    split, num_rows = reader.split, len(reader)
+    path, done = work.tree / f"{split}.npy", work.rows_done(split)
+    header = _npy_header(num_rows, model.dim)
+    noted_s = time.monotonic()
+    with path.open("r+b" if done else "wb", buffering=0) as file:
+        _write(file, b"" if done else header, path)
+        file.truncate(len(header) + 4 * done * model.dim)
+        file.seek(0, os.SEEK_END)
+        for start in range(done, num_rows, batch_rows):
+            rows = range(start, min(start + batch_rows, num_rows))
+            values = model([reader.pixels(row) for row in rows])
+            finite = np.isfinite(values).all(axis=1)
+            if not finite.all():
+                raise ModelError(model.name, f"the feature of {reader.keys[rows[finite.argmin()]]!r} is not finite")
+            _write(file, np.ascontiguousarray(values).tobytes(), path)
+            if rows.stop == num_rows or time.monotonic() - noted_s > _NOTE_EVERY_S:
+                work.write_note(split, rows.stop, file)
+                noted_s = time.monotonic()
+            progress(f"embedding {split}", rows.stop, num_rows)
+
+
+def _npy_header(num_rows: int, dim: int) -> bytes:
+    """Return what `numpy.save` writes before the values of a (num_rows, dim) float32 array."""
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(np.float32))
+    facts = {"descr": descr, "fortran_order": False, "shape": (num_rows, dim)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
+
+
+def _write(file: BinaryIO, values: bytes, path: Path) -> None:
+    try:
+        left = memoryview(values)
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise WriteFailedError(path, error.strerror or str(error)) from error
 
 
 def _is_features(folder: Path) -> bool:
@@ -108,13 +211,13 @@ def _is_features(folder: Path) -> bool:
     return names.issuperset(path.name for path in folder.iterdir()) and _read_facts(folder) is not None
 
 
-def _read_facts(folder: Path) -> dict[str, str] | None:
-    """Return which model made the features of a folder, of which content; None if nothing says so."""
+def _read_facts(folder: Path) -> dict[str, Any] | None:
+    """Return which model made the features of a folder, how, and of which content; None if nothing says so."""
     try:
         facts = json.loads((folder / _FACTS_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and facts.keys() == {"model", "content_sha256"} else None
+    return facts if isinstance(facts, dict) and _NEEDED_FACTS <= facts.keys() <= _FACTS else None
 
 
 def model_of(features: str | Path) -> str:
@@ -127,15 +230,6 @@ def model_of(features: str | Path) -> str:
     if facts is None:
         raise FeaturesError(features, "nothing says which model made these features")
     return str(facts["model"])
-
-
-def _features(reader: CropReader, model: Model, progress: Progress, batch_rows: int) -> npt.NDArray[np.float32]:
-    batches = []
-    for start in range(0, len(reader), batch_rows):
-        rows = range(start, min(start + batch_rows, len(reader)))
-        batches.append(model([reader.pixels(row) for row in rows]))
-        progress(f"embedding {reader.split}", rows.stop, len(reader))
-    return np.concatenate(batches)
 
 
 def read_features(folder: str | Path, split: str, features: str | Path) -> Features:

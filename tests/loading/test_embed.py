@@ -1,18 +1,31 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from entire_id.errors import FeaturesError, ImageDecodeError, OutputExistsError, SplitNotFoundError
+from entire_id.errors import (
+    FeaturesError,
+    ImageDecodeError,
+    ModelError,
+    OutputExistsError,
+    SplitNotFoundError,
+    WriteFailedError,
+)
 from entire_id.images import decode_rgb
 from entire_id.loading.colour import describe_colour
 from entire_id.loading.embed import embed, features_folder, read_features
+from entire_id.loading.models import Model
 from entire_id.loading.reader import CropReader
 
-from builders import crop_names, image_bytes, pack_folder, write_crops
+from builders import crop_names, image_bytes, pack_folder, resize_disk, tree, write_crops
 
 SPLITS = ["query", "gallery"]
 
@@ -53,9 +66,133 @@ def test_failure_leaves_nothing(packed: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("features*"))
 
 
-def test_unknown_model_names_those_there_are(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(FeaturesError, match="no model 'resnet'; there is colour"):
+def test_unknown_model_says_what_a_model_may_be(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="model 'resnet': no such model; expected colour, a folder"):
         embed(packed, SPLITS, "resnet", tmp_path / "features")
+
+
+def test_facts_say_how_features_were_made(packed: Path, tmp_path: Path) -> None:
+    out = embed(packed, ["query"], "colour", tmp_path / "features")
+    facts = json.loads((out / "features.json").read_text())
+    assert facts["model"] == "colour"
+    assert facts["dim"] == 864
+    assert facts["preprocessing"] == {"output": "colour histograms of six stripes"}
+
+
+def test_features_whose_facts_are_fewer_are_read_and_replaced(packed: Path, tmp_path: Path) -> None:
+    """As the first versions wrote them."""
+    out = embed(packed, SPLITS, "colour", tmp_path / "features")
+    facts = json.loads((out / "features.json").read_text())
+    (out / "features.json").write_text(json.dumps({name: facts[name] for name in ("model", "content_sha256")}))
+    assert read_features(packed, "query", out).values.shape == (12, 864)
+    embed(packed, ["query"], "colour", out)
+    assert {path.name for path in out.iterdir()} == {"features.json", "query.keys.npy", "query.npy"}
+
+
+MODEL = """
+import os, signal, time
+import numpy as np
+
+rows = 0
+stop = int(os.environ.get("STOP_AT", "0"))
+
+
+def describe(images):
+    global rows
+    if len(images) > 1:
+        rows += len(images)
+        print(len(images), flush=True)
+    if stop and rows == stop:
+        time.sleep(0.6)  # the next batch is noted
+    if stop and rows > stop + 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.stack([np.append(image.mean((0, 1)), image.std()) for image in images])
+"""
+
+
+def embed_in_process(packed: Path, model: str, out: Path, *options: str, stop_at: int = 0) -> list[int]:
+    """Embed with a module beside the data set; return the sizes of the batches that the model was given."""
+    (packed.parent / "mine.py").write_text(MODEL)
+    command = [sys.executable, "-m", "entire_id", "embed", str(packed), "--model", model, "--features", str(out)]
+    done = subprocess.run(
+        [*command, "--batch-rows", "4", *options],
+        cwd=packed.parent,
+        env=os.environ | {"STOP_AT": str(stop_at)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == (-signal.SIGKILL if stop_at else 0), done.stderr
+    return [int(line) for line in done.stdout.split()]
+
+
+def test_killed_run_goes_on_where_it_stopped_with_the_same_bytes(packed: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert sum(embed_in_process(packed, "mine:describe", whole)) == 36
+    assert sum(embed_in_process(packed, "mine:describe", parts, stop_at=20)) == 28  # 12 query, 8 gallery noted
+    assert not parts.exists()
+    assert sum(embed_in_process(packed, "mine:describe", parts)) == 16
+    assert tree(parts) == tree(whole)
+    assert not (tmp_path / "parts.partial").exists()
+
+
+def test_work_of_another_batch_size_or_model_is_not_gone_on_with(packed: Path, tmp_path: Path) -> None:
+    embed_in_process(packed, "mine:describe", tmp_path / "parts", stop_at=20)
+    out = embed(packed, ["gallery"], "colour", tmp_path / "parts")
+    assert {path.name for path in out.iterdir()} == {"features.json", "gallery.keys.npy", "gallery.npy"}
+    assert tree(out) == tree(embed(packed, ["gallery"], "colour", tmp_path / "whole"))
+
+
+def test_error_of_the_disk_or_ctrl_c_leaves_the_work_for_the_next_run(packed: Path, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "embedding gallery":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(packed, SPLITS, "colour", tmp_path / "parts", interrupt)
+    seen: list[str] = []
+    embed(packed, SPLITS, "colour", tmp_path / "parts", lambda stage, *_: seen.append(stage))
+    assert seen == []  # the last batch was noted before progress was told
+    assert tree(tmp_path / "parts") == tree(embed(packed, SPLITS, "colour", tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e60])
+def test_feature_that_is_not_finite_is_named(packed: Path, tmp_path: Path, value: float) -> None:
+    def spoilt(images: list[np.ndarray]) -> np.ndarray:
+        values = np.ones((len(images), 3))
+        values[5:6, 1] = value
+        return values
+
+    with CropReader(packed, "query") as reader:
+        key = reader.keys[5]
+    model = Model("spoilt", 3, {}, spoilt)
+    with pytest.raises(ModelError, match=f"the feature of '{key}' is not finite"):
+        embed(packed, SPLITS, model, tmp_path / "features")
+    assert not list(tmp_path.glob("features*"))
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda images: np.ones((len(images) - 1, 3)), r"shape \(11, 3\) for 12 crops; expected \(12, 3\)"),
+        (lambda images: np.ones((len(images), 4)), r"shape \(12, 4\) for 12 crops; expected \(12, 3\)"),
+        (lambda images: np.ones((len(images), 3), int), "int64 values; expected floats"),
+    ],
+)
+def test_model_that_gives_something_else_is_refused(packed: Path, tmp_path: Path, gives, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        embed(packed, SPLITS, Model("odd", 3, {}, gives), tmp_path / "features")
+
+
+def test_full_disk_says_so_and_the_next_run_goes_on(packed: Path, small_disk: Path, tmp_path: Path) -> None:
+    model = Model("wide", 60_000, {}, lambda images: np.stack([np.resize(image / 255, 60_000) for image in images]))
+    with pytest.raises(WriteFailedError, match="No space left on device"):
+        embed(packed, SPLITS, model, small_disk / "features", batch_rows=1)
+    assert not (small_disk / "features").exists()
+    resize_disk(small_disk, 20 << 20)
+    embed(packed, SPLITS, model, small_disk / "features", batch_rows=1)
+    assert tree(small_disk / "features") == tree(embed(packed, SPLITS, model, tmp_path / "whole", batch_rows=1))
 
 
 def test_features_of_another_content_are_refused(packed: Path, crops: Path, tmp_path: Path) -> None:

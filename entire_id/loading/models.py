@@ -1,0 +1,506 @@
+"""Models that turn crops into features, opened by name: the colour descriptor, transformers, ONNX, or a function.
+
+torch, transformers and onnxruntime are imported here alone, and only for a model that needs them. Nothing is unpickled:
+weights are read from safetensors and ONNX files, and code that a model brings with it never runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from entire_id.errors import MissingExtraError, ModelError
+from entire_id.images import RgbImage
+from entire_id.loading.colour import describe_colour
+
+__all__ = ["Device", "Model", "ModelOptions", "Preprocessing", "open_model"]
+
+Device = Literal["auto", "cpu", "cuda"]
+"""Where a model runs; `auto` is the GPU where there is one that the package can use."""
+
+Floats = npt.NDArray[np.float32]
+Run = Callable[[Sequence[RgbImage]], Any]
+
+# Mean and standard deviation of ImageNet's pixels, as torchvision's models take them: what ReID code normalises by.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+_PROBE_SIZE = 64, 32  # height, width of the grey crop that tells how long features are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How a model is opened. What is left alone is the model's own; what a kind of model cannot heed is refused.
+
+    Attributes:
+        size: (height, width) in px to which crops are resized; ReID models mostly take (256, 128).
+        device: see `Device`.
+        revision: branch, tag or commit of a model on the Hub; its default branch by default.
+        mean: of the channels R, G, B in [0, 1], which an ONNX model's input is reduced by; ImageNet's by default.
+        std: which it is then divided by.
+    """
+
+    size: tuple[int, int] | None = None
+    device: Device = "auto"
+    revision: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size {self.size!r} is not a height and a width of at least 1 px")
+        if self.device not in get_args(Device):
+            raise ValueError(f"device {self.device!r} is not one of {', '.join(get_args(Device))}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std {self.std!r} is not above 0")
+
+    def given(self) -> set[str]:
+        """Return the names of the options that are not at their default."""
+        return {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is ready to run.
+
+    Attributes:
+        name: what it is, the same wherever it lies: with the commit, or the SHA-256 of its files.
+        dim: length of a feature.
+        facts: what is done to a crop and which output is taken, in plain values.
+        run: takes n crops, each (height, width, 3) uint8 RGB, and returns (n, dim) floats.
+        device: where it runs.
+    """
+
+    name: str
+    dim: int
+    facts: Mapping[str, Any]
+    run: Run
+    device: str = "cpu"
+
+    def __call__(self, images: Sequence[RgbImage]) -> Floats:
+        """Return (n, dim) float32, not necessarily finite, of n crops, each (height, width, 3) uint8 RGB.
+
+        Raises:
+            ModelError: the model gives something else than (n, dim) floats.
+        """
+        return _checked(self.name, self.run(images), (len(images), self.dim))
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From crops to what a network takes: resized, scaled, less the mean, divided by the deviation.
+
+    Attributes:
+        size: (height, width) in px; crops are resized with Pillow's bilinear filter, which averages when it shrinks.
+        mean: of R, G, B.
+        std: of R, G, B.
+        scale: factor of the pixels' values, before mean and std.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    scale: float = 1 / 255
+
+    def __call__(self, images: Sequence[RgbImage]) -> Floats:
+        """Return (n, 3, height, width) float32 of n crops, each (height, width, 3) uint8 RGB."""
+        height, width = self.size
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        batch = np.empty((len(images), 3, height, width), np.float32)
+        for number, image in enumerate(images):
+            resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+            pixels = np.asarray(resized, np.float32) * np.float32(self.scale)
+            batch[number] = ((pixels - mean) / std).transpose(2, 0, 1)
+        return batch
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is done, in plain values."""
+        return {
+            "size": list(self.size),
+            "resize": "bilinear (Pillow)",
+            "scale": self.scale,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def open_model(name: str, options: ModelOptions | None = None) -> Model:
+    """Return the model of that name, after one run on a grey crop.
+
+    Args:
+        name: `colour`; the path of an `.onnx` file; `module:function`, a callable that is imported here; a folder, or
+            `owner/name` on the Hugging Face Hub, that `transformers` can open.
+        options: how to open it.
+
+    Raises:
+        ModelError: there is no such model, it cannot be opened or run, or it cannot heed an option.
+        MissingExtraError: the packages that run it are not installed.
+
+    Example:
+        >>> open_model("colour").dim
+        864
+    """
+    options = options or ModelOptions()
+    kind, takes = _kind(name)
+    if refused := options.given() - takes:
+        known = f"it takes {', '.join(sorted(takes))}" if takes else "it takes none"
+        raise ModelError(name, f"it cannot heed the option {', '.join(sorted(refused))}; {known}")
+    return kind(name, options)
+
+
+def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
+    """Return what opens the model, and which options that takes."""
+    if name == "colour":
+        return _open_colour, set()
+    if name.endswith(".onnx"):
+        return _open_onnx, {"size", "device", "mean", "std"}
+    if Path(name).expanduser().is_dir():
+        return _open_transformer, {"size", "device"}
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return _open_function, set()
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _open_transformer, {"size", "device", "revision"}
+    expected = "colour, a folder, a file .onnx, owner/name of the Hugging Face Hub, or module:function"
+    raise ModelError(name, f"no such model; expected {expected}")
+
+
+def _probed(name: str, run: Run, facts: Mapping[str, Any], device: str = "cpu") -> Model:
+    """Return the model, with the length of its features as one grey crop gives it."""
+    values = np.asarray(run([np.full((*_PROBE_SIZE, 3), 127, np.uint8)]))
+    if values.ndim != 2 or not values.shape[1]:
+        raise ModelError(name, f"it gave an array of shape {values.shape} for 1 crop; expected (1, d)")
+    dim = len(_checked(name, values, (1, values.shape[1]))[0])
+    return Model(name, dim, facts, run, device)
+
+
+def _checked(name: str, result: object, shape: tuple[int, int]) -> Floats:
+    values = np.asarray(result)
+    if values.shape != shape:
+        raise ModelError(name, f"it gave an array of shape {values.shape} for {shape[0]} crops; expected {shape}")
+    if values.dtype.kind != "f":
+        raise ModelError(name, f"it gave {values.dtype} values; expected floats")
+    with np.errstate(over="ignore"):  # what is infinite then is refused with the key of its crop
+        return values.astype(np.float32, copy=False)
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 over the names and contents of files."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+# --- the colour descriptor and functions ------------------------------------------------------------------------------
+
+
+def _open_colour(name: str, options: ModelOptions) -> Model:  # noqa: ARG001 it takes none
+    return _probed(name, describe_colour, {"output": "colour histograms of six stripes"})
+
+
+def _open_function(name: str, options: ModelOptions) -> Model:  # noqa: ARG001 it takes none
+    """Import `module:function`: this runs the user's own code, as the name asks for."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ModelError(name, f"module {module_name!r} cannot be imported ({_first_line(error)})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ModelError(name, f"module {module_name!r} has no function {function_name!r}")
+    source = getattr(module, "__file__", None)
+    digest = _digest([Path(source)]) if source else ""
+    facts = {"output": name, "version": str(getattr(function, "version", ""))}
+    model = _probed(name, function, facts)
+    return Model(f"{name}@sha256:{digest}", model.dim, facts, function)
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def _open_onnx(name: str, options: ModelOptions) -> Model:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", f"the model {name}", "onnx") from error
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ModelError(name, "no such file")
+    providers = _providers(name, onnxruntime.get_available_providers(), options.device)
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=providers)
+    except Exception as error:  # onnxruntime's errors share no other class
+        raise ModelError(name, f"onnxruntime cannot open it ({_first_line(error)})") from error
+    shape = _input_shape(name, session)
+    preprocessing = Preprocessing(
+        _input_size(name, shape, options.size), options.mean or _IMAGENET_MEAN, options.std or _IMAGENET_STD
+    )
+    network = _OnnxNetwork(name, session, preprocessing, shape[0] if isinstance(shape[0], int) else None)
+    output = network.first_matrix()
+    weights = [path, *(path.with_name(path.name + end) for end in (".data", "_data"))]  # large ones lie beside it
+    identity = f"{path.name}@sha256:{_digest(file for file in weights if file.is_file())}"
+    facts = {**preprocessing.facts(), "output": output}
+    device = "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu"
+    return _probed(identity, lambda images: network.run(images, output), facts, device)
+
+
+def _providers(name: str, available: Sequence[str], device: Device) -> list[str]:
+    cuda = "CUDAExecutionProvider"
+    if device == "cuda" and cuda not in available:
+        raise ModelError(name, "device 'cuda' cannot be used: this onnxruntime runs on the CPU; see onnxruntime-gpu")
+    return [cuda, "CPUExecutionProvider"] if device != "cpu" and cuda in available else ["CPUExecutionProvider"]
+
+
+def _input_shape(name: str, session: Any) -> list[Any]:  # noqa: ANN401 onnxruntime has no types
+    """Return the four dimensions of the only input; one that is free is no int."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ModelError(name, f"it has {len(inputs)} inputs; expected one, of shape (n, 3, height, width)")
+    shape = list(inputs[0].shape or [])
+    if len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != 3) or inputs[0].type != "tensor(float)":
+        what = f"its input is {inputs[0].type} of shape {shape}"
+        raise ModelError(name, f"{what}; expected tensor(float) of shape (n, 3, height, width)")
+    return shape
+
+
+def _input_size(name: str, shape: Sequence[object], asked: tuple[int, int] | None) -> tuple[int, int]:
+    """Return (height, width) of the input: what the model fixes, else what is asked for."""
+    own = shape[2:]
+    for length, wish in zip(own, asked or own, strict=True):
+        if isinstance(length, int) and length != wish:
+            raise ModelError(name, f"it takes crops of {own[0]} x {own[1]} px; size {asked} does not fit")
+    if asked is None and not all(isinstance(length, int) for length in own):
+        raise ModelError(name, "it takes crops of any size; say which: --size HEIGHTxWIDTH, such as 256x128")
+    height, width = (length for length in asked or own if isinstance(length, int))
+    return height, width
+
+
+@dataclass(frozen=True, slots=True)
+class _OnnxNetwork:
+    """A session with what its input needs; `batch` is the number of crops that it is exported for, None for any."""
+
+    name: str
+    session: Any
+    preprocessing: Preprocessing
+    batch: int | None
+
+    def first_matrix(self) -> str:
+        """Return the name of the first output that is a matrix."""
+        names: list[str] = [output.name for output in self.session.get_outputs()]
+        results = self._run(self.preprocessing([np.full((*_PROBE_SIZE, 3), 127, np.uint8)] * (self.batch or 1)), names)
+        matrices = [name for name, result in zip(names, results, strict=True) if np.ndim(result) == 2]
+        if not matrices:
+            shapes = ", ".join(f"{name} {np.shape(result)}" for name, result in zip(names, results, strict=True))
+            raise ModelError(self.name, f"none of its outputs is of shape (n, d): {shapes}")
+        return matrices[0]
+
+    def run(self, images: Sequence[RgbImage], output: str) -> Floats:
+        """Return (n, d) that output; a batch that must have a fixed length is filled up with its last crop."""
+        step = self.batch or len(images)
+        parts = []
+        for start in range(0, len(images), step):
+            part = list(images[start : start + step])
+            filled = part + [part[-1]] * (step - len(part))
+            parts.append(self._run(self.preprocessing(filled), [output])[0][: len(part)])
+        return np.concatenate(parts)
+
+    def _run(self, pixels: Floats, outputs: list[str]) -> list[Any]:
+        try:
+            results: list[Any] = self.session.run(outputs, {self.session.get_inputs()[0].name: pixels})
+        except Exception as error:  # onnxruntime's errors share no other class
+            raise ModelError(self.name, f"onnxruntime cannot run it ({_first_line(error)})") from error
+        return results
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+def _open_transformer(name: str, options: ModelOptions) -> Model:
+    for package in ("torch", "transformers"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(package, f"the model {name}", "models") from error
+    import torch
+    import transformers
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(name, "device 'cuda' cannot be used: torch sees no GPU here")
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    folder, identity = _transformer_files(name, options.revision)
+    processor, network, lacks_pooler = _load(transformers, torch, name, folder)
+    network.to(device).eval()
+    preprocessing = None if options.size is None else _like_processor(processor, options.size)
+    arguments = {"interpolate_pos_encoding": True} if _needs_interpolation(network, options.size) else {}
+    transformer = _Transformer(name, torch, network, processor, preprocessing, arguments, lacks_pooler, device)
+    facts = preprocessing.facts() if preprocessing else json.loads(processor.to_json_string())
+    return _probed(identity, transformer.run, {**facts, **arguments, "output": transformer.output()}, device)
+
+
+def _transformer_files(name: str, revision: str | None) -> tuple[Path, str]:
+    """Return the folder of the model's files, and its identity."""
+    folder = Path(name).expanduser().resolve()
+    if folder.is_dir():
+        files = [*folder.glob("*.safetensors"), *(path for config in _CONFIGS if (path := folder / config).is_file())]
+        return folder, f"{folder.name}@sha256:{_digest(files)}"
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.safetensors.index.json", *_CONFIGS]
+    try:
+        found = snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+    except HFValidationError as error:
+        raise ModelError(name, "no such folder, and no name of the Hub (owner/name)") from error
+    except LocalEntryNotFoundError as error:
+        what = f"no such folder, and revision {revision or 'main'} of a model on the Hub is not in the cache"
+        raise ModelError(name, f"{what}, and the Hub cannot be reached") from error
+    except HfHubHTTPError as error:
+        raise ModelError(name, f"no such folder, and the Hub says no ({_first_line(error)})") from error
+    return Path(found), f"{name}@{Path(found).name}"  # the folder of a snapshot has the name of its commit
+
+
+def _load(transformers: ModuleType, torch: ModuleType, name: str, folder: Path) -> tuple[Any, Any, bool]:
+    """Return processor, network, and whether the weights lack those of the pooled output."""
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with _quiet(transformers):
+            # Pillow's, for those of torchvision give other pixels, and what is installed must not change features.
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **safe)
+            network, loaded = transformers.AutoModel.from_pretrained(
+                folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **safe
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(name, f"transformers cannot open it ({_first_line(error)})") from error
+    missing = sorted(loaded["missing_keys"])
+    if others := [key for key in missing if "pooler" not in key.split(".")]:
+        # transformers would draw them at random, anew in every run
+        raise ModelError(name, f"its files lack {len(others)} weights, {others[0]!r} among them")
+    return processor, network, bool(missing)
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Keep transformers from printing its own bars and reports."""
+    logging = transformers.utils.logging
+    had_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _like_processor(processor: Any, size: tuple[int, int]) -> Preprocessing:  # noqa: ANN401 of many classes
+    """Return preprocessing to that size, with scale, mean and deviation of the model's processor."""
+    normalises = getattr(processor, "do_normalize", None)
+    mean = tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0)
+    std = tuple(processor.image_std) if normalises else (1.0, 1.0, 1.0)
+    return Preprocessing(size, mean, std, processor.rescale_factor if getattr(processor, "do_rescale", None) else 1.0)
+
+
+def _needs_interpolation(network: Any, size: tuple[int, int] | None) -> bool:  # noqa: ANN401 of many classes
+    """Tell whether the positions that the network was trained with must be stretched to crops of that size."""
+    config = getattr(network.config, "vision_config", network.config)
+    own = getattr(config, "image_size", None)
+    own = (own, own) if isinstance(own, int) else tuple(own or ())
+    return size is not None and size != own and "interpolate_pos_encoding" in _parameters(network)
+
+
+def _parameters(network: Any) -> Mapping[str, object]:  # noqa: ANN401 of many classes
+    return inspect.signature(getattr(network, "get_image_features", network.forward)).parameters
+
+
+@dataclass(frozen=True, slots=True)
+class _Transformer:
+    """A network of transformers, with what is done before and after it.
+
+    Attributes:
+        name: for messages.
+        torch: the package.
+        network: in evaluation mode, on its device.
+        processor: the model's own preprocessing.
+        preprocessing: what replaces it, if anything does.
+        arguments: which the network is called with, besides the pixels.
+        lacks_pooler: the pooled output has no weights.
+        device: where it runs.
+    """
+
+    name: str
+    torch: ModuleType
+    network: Any
+    processor: Any
+    preprocessing: Preprocessing | None
+    arguments: Mapping[str, bool]
+    lacks_pooler: bool
+    device: str
+
+    def run(self, images: Sequence[RgbImage]) -> Floats:
+        """Return (n, d) float32 of n crops."""
+        output = self._forward(images)
+        chosen = output if self.torch.is_tensor(output) else self._pooled(output)
+        if chosen is None:
+            chosen = output.last_hidden_state[:, 0]
+        values: Floats = chosen.flatten(1).float().cpu().numpy()
+        return values
+
+    def output(self) -> str:
+        """Return the name of the output that is taken.
+
+        Raises:
+            ModelError: there is none that could be, or the network does not take crops of that size.
+        """
+        try:
+            output = self._forward([np.full((*_PROBE_SIZE, 3), 127, np.uint8)])
+        except RuntimeError as error:
+            size = f" on crops of {self.preprocessing.size} px" if self.preprocessing else ""
+            raise ModelError(self.name, f"it cannot be run{size} ({_first_line(error)})") from error
+        if hasattr(self.network, "get_image_features"):
+            return "get_image_features"
+        if self._pooled(output) is not None:
+            return "pooler_output"
+        tokens = getattr(output, "last_hidden_state", None)
+        if tokens is None or tokens.ndim != 3:
+            raise ModelError(self.name, "it has neither a pooled output nor tokens")
+        return "last_hidden_state[:, 0]"
+
+    def _pooled(self, output: Any) -> Any:  # noqa: ANN401 a tensor, of a package that may be missing
+        return None if self.lacks_pooler else getattr(output, "pooler_output", None)
+
+    def _forward(self, images: Sequence[RgbImage]) -> Any:  # noqa: ANN401 of many classes
+        call = getattr(self.network, "get_image_features", self.network)
+        pixels = self.torch.from_numpy(self._pixels(images)).to(self.device)
+        try:
+            with self.torch.inference_mode():
+                return call(pixel_values=pixels, **self.arguments)
+        except (ValueError, TypeError) as error:
+            raise ModelError(self.name, f"it cannot be run on crops alone ({_first_line(error)})") from error
+
+    def _pixels(self, images: Sequence[RgbImage]) -> Floats:
+        if self.preprocessing is not None:
+            return self.preprocessing(images)
+        try:
+            batch = self.processor(list(images), input_data_format="channels_last", return_tensors="np")
+        except ValueError as error:
+            what = f"its processor makes no batch of the crops ({_first_line(error)})"
+            raise ModelError(self.name, f"{what}; try --size HEIGHTxWIDTH") from error
+        return np.asarray(batch["pixel_values"], np.float32)
