@@ -76,7 +76,7 @@ CONFIG = PackConfig(name="entire-id", shard_rows=SHARD_ROWS, jobs=2, engine="ray
 
 def at_work(out: Path) -> set[int]:
     """Return the processes that are writing a shard: the names of unfinished files say so."""
-    found = out.with_name(out.name + ".partial").glob(f"tree/*{UNFINISHED}")
+    found = out.with_name(out.name + ".partial").glob(f"tree/data-*{UNFINISHED}")
     return {int(path.name.removesuffix(UNFINISHED).rpartition("-")[2]) for path in found}
 
 
