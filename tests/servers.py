@@ -74,13 +74,17 @@ class Server:
         self.fs.pipe_file(path, data)
 
     def tree(self, name: str) -> dict[str, bytes]:
-        """Return every file below `name`."""
+        """Return every file below `name`; nobody may be writing there."""
+        return {path: self.fs.cat_file(f"{self.path(name)}/{path}") for path in self.names(name)}
+
+    def names(self, name: str) -> list[str]:
+        """Return the paths of the files below `name`, some of which may be written or renamed just now."""
         root = self.path(name)
         try:
             found = self.fs.find(root)
         except FileNotFoundError:
-            return {}
-        return {path.removeprefix(root).lstrip("/"): self.fs.cat_file(path) for path in found if path != root}
+            return []
+        return [path.removeprefix(root).lstrip("/") for path in found if path != root]
 
     def exists(self, name: str) -> bool:
         return bool(self.fs.exists(self.path(name)))

@@ -129,15 +129,15 @@ def kill_half_way(server: Server, source: str, name: str) -> None:
 
 
 def notes(server: Server, name: str) -> list[str]:
-    return [path for path in server.tree(f"{name}.partial") if path.endswith(".json")]
+    return [path for path in server.names(f"{name}.partial") if path.endswith(".json")]
 
 
 def test_a_killed_run_leaves_no_data_set_and_the_next_goes_on_with_it(
     server: Server, source: str, reference: tuple
 ) -> None:
     kill_half_way(server, source, "killed")
-    assert "manifest.json" not in server.tree("killed")
-    assert not [path for path in server.tree("killed") if path.endswith((".parquet",)) and path not in reference[0]]
+    assert "manifest.json" not in server.names("killed")
+    assert not [path for path in server.names("killed") if path.endswith(".parquet") and path not in reference[0]]
     report = pack_url(source, f"{server.url}/killed")
     assert report.num_resumed >= 2
     check_packed(server, "killed", reference)
@@ -254,7 +254,7 @@ def test_a_run_whose_work_another_took_over_stops_and_removes_nothing(server: Se
     with pytest.raises(OutputExistsError, match="another run is making it"):
         pack(open_source(source), f"{server.url}/taken", config(), take_over)
     assert mark(server, "taken")["owner"] == "other"
-    assert any(path.endswith(".parquet") for path in server.tree("taken"))
+    assert any(path.endswith(".parquet") for path in server.names("taken"))
 
 
 def test_a_run_says_that_it_is_alive(server: Server, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
