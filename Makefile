@@ -11,7 +11,7 @@ help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "installing into $(VENV): a minute or two, about 1.5 GB with torch and the tools"
+	@echo "installing into $(VENV): some minutes, about 2.3 GB with torch and the tools"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
