@@ -181,7 +181,7 @@ def test_person_0_camera_0_and_junk_keep_their_numbers(tmp_path, fmt):
     assert (totals["rows"], totals["people"]) == (3, 2)  # junk is nobody
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(JPEG) + 8))
 def test_a_jpeg_cut_anywhere_is_never_packed(tmp_path, stop):
     shutil.rmtree(tmp_path / "cut", ignore_errors=True)

@@ -53,7 +53,7 @@ def test_the_size_is_the_one_that_pillow_sees(data):
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["JPEG", "PNG"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_width_comes_before_height(width, height, kind):
     assert image_size(image_bytes(0, (width, height), kind)) == (width, height)
 
@@ -182,14 +182,14 @@ def test_a_length_that_leads_nowhere_ends_the_search():
     assert not is_complete(b"\xff\xd8" + b"\xff" * 1000)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"]), st.binary(max_size=80))
 def test_no_bytes_raise(start, tail):
     found = image_size(start + tail)
     assert isinstance(found, ImageSize | Unusable)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([JPEGS["baseline"], PNGS["rgb"]]), st.data())
 def test_no_turned_byte_of_a_header_raises_or_gives_a_size_beyond_the_bound(data, draws):
     turned = bytearray(data)

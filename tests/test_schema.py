@@ -53,7 +53,7 @@ def test_the_tar_features_decode_the_image_and_name_every_label():
 
 
 @BOTH
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_table_keeps_values_and_features_through_parquet(columns, data, tmp_path):
     row = st.fixed_dictionaries({column.name: VALUES[column.dtype] for column in columns})

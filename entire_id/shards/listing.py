@@ -23,6 +23,7 @@ from entire_id.shards.plan import Hashes, Indices, Rows, hash_keys
 __all__ = ["Listing", "RejectedLog", "is_rejected_list", "list_crops", "samples_of"]
 
 _HEADER = ("path", "reason", "detail")
+_HEAD_BYTES = 64  # more than the header takes
 _MAX_SORTED_ROWS = 200_000
 _BATCH_ROWS = 1 << 13
 _ROWS_AT_ONCE = 200_000  # of the file: some 10 shards, 20 MB
@@ -61,7 +62,10 @@ class RejectedLog:
 
     def _is_ours(self) -> bool:
         """Tell whether an earlier run wrote the file that stands there."""
-        return self.path.is_file() and is_rejected_list(self.path.read_bytes())
+        if not self.path.is_file():
+            return False
+        with self.path.open("rb") as file:
+            return is_rejected_list(file.read(_HEAD_BYTES))
 
     def add(self, rejected: Rejected) -> None:
         """Note one file.

@@ -20,16 +20,20 @@ def placements(manifest: Manifest, junk_of: Callable[[Shard], list[str]]) -> dic
         manifest: it says where people are.
         junk_of: gives the keys of a shard's junk crops.
     """
-    found: dict[tuple[str, str], Placement] = {}
+    groups: dict[tuple[str, str], list[Shard]] = {}
     for shard in manifest.shards:
-        number = shard_number(shard)
-        place = found.setdefault((shard.split, shard.continent), Placement({}, {}, 0))
-        found[shard.split, shard.continent] = Placement(
-            {**place.shard_of_pid, **dict.fromkeys(shard.pids, number)},
-            {**place.shard_of_junk, **{keyed_hash(key, manifest.seed): number for key in junk_of(shard)}},
-            max(place.next_number, number + 1),
+        groups.setdefault((shard.split, shard.continent), []).append(shard)
+
+    def placement(shards: list[Shard]) -> Placement:
+        numbers = [shard_number(shard) for shard in shards]
+        pairs = list(zip(shards, numbers, strict=True))
+        return Placement(
+            {pid: number for shard, number in pairs for pid in shard.pids},
+            {keyed_hash(key, manifest.seed): number for shard, number in pairs for key in junk_of(shard)},
+            max(numbers) + 1,
         )
-    return found
+
+    return {group: placement(shards) for group, shards in groups.items()}
 
 
 def junk_keys(rows: pa.Table) -> list[str]:

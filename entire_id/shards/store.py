@@ -403,9 +403,10 @@ def _read_mark(work: RemoteFolder) -> dict[str, Any] | None:
 
 def _claim(folder: RemoteFolder, work: RemoteFolder, owner: str, lock: list[str | int]) -> None:
     """Put this run's mark on the work, or take over that of a run that is dead."""
-    mark, ours = _read_mark(work), _mark(owner, lock, time.time())
+    found, ours = _entries(work), _mark(owner, lock, time.time())
+    mark = _read_mark(work) if found else None
     if mark is None:
-        if _entries(work):
+        if found:
             raise OutputExistsError(work.name, "it is needed for the work, and holds something else")
         try:
             work.create(_MARK, ours)

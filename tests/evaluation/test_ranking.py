@@ -82,7 +82,7 @@ def evaluated(scores, labels, protocol, **options):
 
 
 @given(cases(), protocols, st.sampled_from(["worst", "best", "stable"]), st.sampled_from(KERNELS))
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 def test_equals_a_stable_sort_in_float64(case, protocol: Protocol, tie: str, kernel: str) -> None:
     scores, labels, _ = case
     ranks = [ranks_of(scores, labels, query, protocol, tie) for query in range(len(scores))]
@@ -114,7 +114,7 @@ def test_equals_a_stable_sort_in_float64(case, protocol: Protocol, tie: str, ker
 
 
 @given(cases(), protocols)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ambiguity_is_what_the_ties_leave_open(case, protocol: Protocol) -> None:
     scores, labels, _ = case
     worst, best, stable = (evaluated(scores, labels, protocol, tie=tie) for tie in ("worst", "best", "stable"))
@@ -125,7 +125,7 @@ def test_ambiguity_is_what_the_ties_leave_open(case, protocol: Protocol) -> None
 
 
 @given(cases(), protocols, st.lists(st.integers(1, 9), min_size=1, max_size=3), st.sampled_from(["worst", "best"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_blocks_threads_kernels_and_the_order_of_rows_change_nothing(case, protocol, sizes, tie) -> None:
     scores, labels, rng = case
     whole = evaluated(scores, labels, protocol, tie=tie, kernel="numpy")
@@ -150,7 +150,7 @@ def test_blocks_threads_kernels_and_the_order_of_rows_change_nothing(case, proto
 
 
 @given(cases(), protocols, st.sampled_from(["worst", "best", "stable"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_tensors_give_the_same_numbers(case, protocol: Protocol, tie: str) -> None:
     torch = pytest.importorskip("torch")
     scores, labels, _ = case
@@ -164,7 +164,7 @@ def test_tensors_give_the_same_numbers(case, protocol: Protocol, tie: str) -> No
 
 
 @given(cases(max_gallery=9), st.sampled_from(["worst", "best", "stable"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_single_gallery_shot_is_the_mean_over_all_galleries(case, tie: str) -> None:
     scores, labels, _ = case
     protocol = PROTOCOLS["single_gallery_shot"]
@@ -203,7 +203,7 @@ def test_drawn_galleries_come_close_to_the_expectation_and_follow_the_seed() -> 
 
 
 @given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 25))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_features_of_exact_products_are_scored_exactly(seed: int, num_query: int, num_gallery: int) -> None:
     rng = np.random.default_rng(seed)
     numbers = [rng.integers(0, high, num_query + num_gallery) for high in (len(VERTICES), 4, 3)]

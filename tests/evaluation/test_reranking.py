@@ -134,11 +134,16 @@ def test_jaccard_distance_is_exactly_one_where_no_neighbour_is_shared() -> None:
     assert found[0, :30].min() < 1e-6
 
 
-def test_re_ranking_finds_people_better() -> None:
-    rng = np.random.default_rng(3)
+def noisy_people(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (500, 16) features of 40 people, the same at length 1, and whose they are."""
+    rng = np.random.default_rng(seed)
     pids = rng.integers(0, 40, 500)
     features = rng.normal(size=(40, 16))[pids] + 0.9 * rng.normal(size=(500, 16))
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return features, features / np.linalg.norm(features, axis=1, keepdims=True), pids
+
+
+def test_re_ranking_finds_people_better() -> None:
+    features, unit, pids = noisy_people(3)
     before = mean_ap(unit[:60] @ unit[60:].T, pids[:60], pids[60:])
     after = mean_ap(-distances(features[:60], features[60:], RerankConfig(k1=10, k2=3)), pids[:60], pids[60:])
     assert after > before + 0.05
@@ -260,10 +265,7 @@ def test_expansion_among_the_rows_themselves_leaves_each_row_out() -> None:
 
 
 def test_expansion_finds_people_better() -> None:
-    rng = np.random.default_rng(11)
-    pids = rng.integers(0, 40, 500)
-    features = rng.normal(size=(40, 16))[pids] + 0.9 * rng.normal(size=(500, 16))
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    features, unit, pids = noisy_people(11)
     before = mean_ap(unit[:60] @ unit[60:].T, pids[:60], pids[60:])
     expanded = expand_queries(features[:60], features[60:], 5, alpha=3)
     augmented = expand_queries(features[60:], None, 5, alpha=3)

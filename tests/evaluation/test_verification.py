@@ -34,7 +34,7 @@ def blocks_of(scores, size: int = 2):
 
 
 @given(cases(), st.sampled_from([0.01, 0.1, 0.5, 1.0]), st.floats(0, 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_roc_counts_every_pair(case, max_fpr: float, share: float) -> None:
     scores, labels = case
     pairs = [
@@ -90,7 +90,7 @@ def test_roc_of_many_pairs_holds_the_highest_only() -> None:
 
 
 @given(cases(), st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.integers(1, 3), st.sampled_from(["worst", "best"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_open_set_counts_every_query(case, rate: float, rank: int, tie: str) -> None:
     scores, labels = case
     known, strangers = [], []
@@ -119,7 +119,7 @@ def test_open_set_counts_every_query(case, rate: float, rank: int, tie: str) -> 
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_camera_pairs_search_one_camera(case) -> None:
     scores, labels = case
     pairs = evaluate_camera_pairs(blocks_of(scores), labels)

@@ -161,7 +161,7 @@ def test_one_stem_in_two_splits_is_no_duplicate(tmp_path):
     assert not log.counts
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=30))
 def test_each_key_is_kept_once_and_the_counts_add_up(tmp_path, names):
     items = [sample(f"query/{name}", f"{name}.{number}") for number, name in enumerate(names)]

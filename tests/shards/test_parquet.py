@@ -99,7 +99,7 @@ def test_spans_point_at_the_bytes_of_every_image(tmp_path: Path, sizes: list[lis
     assert bytes_at(tmp_path / "a.parquet", spans) == [image for group in groups for image in group]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(groups=st.lists(st.lists(st.binary(max_size=300), min_size=1, max_size=30), min_size=1, max_size=4))
 def test_spans_point_at_the_bytes_of_any_images(groups: list[list[bytes]], tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("any") / "a.parquet"

@@ -96,7 +96,7 @@ def crowds(draw: st.DrawFn) -> list[Crop]:
     return draw(st.permutations(crops)) if len(crops) < 60 else crops[::-1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(crops=crowds(), shard_rows=st.integers(1, 400), seed=st.integers(0, 2**64 - 1))
 def test_a_plan_keeps_every_rule(crops: list[Crop], shard_rows: int, seed: int) -> None:
     shards = plan(crops, shard_rows, seed)
@@ -349,7 +349,7 @@ def units_of(crops: list[Crop], shard: PlannedShard) -> set[tuple]:
     return {("junk", crop.key) if crop.pid == JUNK_PID else ("person", crop.pid) for crop in members}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(old=crowds(), new=crowds(), kept=st.randoms(), shard_rows=st.integers(1, 300), seed=st.integers(0, 2**64 - 1))
 def test_a_plan_after_another_keeps_every_rule(old, new, kept, shard_rows: int, seed: int) -> None:
     """Crops come and go at random: some of the old, all of the new, and people of both who have more or fewer."""
@@ -391,7 +391,7 @@ def test_a_plan_after_another_keeps_every_rule(old, new, kept, shard_rows: int, 
         _assert_whole_chunks(crops, shard, chunks)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(crops=crowds(), shard_rows=st.integers(1, 400), seed=st.integers(0, 2**64 - 1))
 def test_the_same_crops_after_themselves_have_the_same_plan(crops: list[Crop], shard_rows: int, seed: int) -> None:
     first = plan(crops, shard_rows, seed)

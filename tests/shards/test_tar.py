@@ -121,7 +121,7 @@ ANY_KEYS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(keys=ANY_KEYS)
 def test_any_key_comes_back(keys: list[str], tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("any") / "a.tar"

@@ -489,7 +489,7 @@ def _archive_bytes() -> bytes:
 ARCHIVE = _archive_bytes()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turned=st.lists(st.tuples(st.integers(0, len(ARCHIVE) - 1), st.integers(0, 255)), min_size=1, max_size=2))
 def test_no_turned_byte_of_an_archive_raises_anything_unexpected(tmp_path, turned):
     data = bytearray(ARCHIVE)

@@ -256,7 +256,7 @@ def test_bytes_that_are_no_parquet_are_an_error(folder, data):
         TableSource(folder / "t.parquet")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_no_turned_byte_of_a_parquet_raises_anything_unexpected(folder, position, value):
     write_table("parquet", folder, [ROW] * 3)
