@@ -1,6 +1,7 @@
 """Evaluation beside the plain product and other tools: `make bench-eval`. Results are compared before times count.
 
 Every run is a process of its own, and the systems take turns, so that what else the machine does meets all of them.
+fast-reid joins in where RANK_CYLIB names the `evaluation/rank_cylib` of a checkout, built for the Python of the rivals.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from embeddings import SIZES, save_features
+from embeddings import SIZES
 
 HERE = Path(__file__).parent
 RIVALS = HERE.parent / ".venv-rivals" / "bin" / "python"
@@ -25,6 +26,7 @@ TITLES = {
     "numba": "entire-id, numba",
     "numpy": "entire-id, numpy",
     "classic": "argsort of the whole matrix",
+    "fastreid": "fast-reid, Cython",
     "torchmetrics": "torchmetrics",
 }
 ONCE = {"classic", "torchmetrics"}  # so slow that one round says enough
@@ -34,12 +36,13 @@ TOLERANCE = 2e-5  # between tools: their scores differ in the last bit, and thei
 def systems_of(size: str) -> list[str]:
     """What fits into memory and patience."""
     more = {"A": ["product-512", "classic", "torchmetrics"], "B": ["product-512"], "C": []}
-    return ["product", "numba", "numpy", *more[size]]
+    peer = ["fastreid"] if "RANK_CYLIB" in os.environ else []
+    return ["product", "numba", "numpy", *peer, *more[size]]
 
 
 def measure(system: str, folder: Path) -> dict | None:
     """Run a system in a process of its own; None where it is not installed."""
-    python = RIVALS if system == "torchmetrics" else Path(sys.executable)
+    python = RIVALS if system in {"fastreid", "torchmetrics"} else Path(sys.executable)
     if not python.exists():
         print(f"{system}: not installed, left out")
         return None
@@ -51,7 +54,8 @@ def measure(system: str, folder: Path) -> dict | None:
 
 
 def bench(size: str, folder: Path, rounds: int) -> None:
-    save_features(folder, size)
+    # In another process: a child's peak of memory counts from what its parent held.
+    subprocess.run([sys.executable, HERE / "embeddings.py", folder, size], check=True)
     runs: dict[str, list[dict]] = {}
     for number in range(rounds):
         for system in systems_of(size):
