@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tarfile
@@ -24,7 +23,7 @@ from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
 from entire_id.shards.manifest import FileEntry, Shard, file_digest
 from entire_id.shards.plan import Hashes, hash_keys
-from entire_id.shards.write import CLOCK_STEP_NS, ROW_GROUPS_KEY
+from entire_id.shards.write import CLOCK_STEP_NS
 
 __all__ = [
     "Checked",
@@ -36,7 +35,6 @@ __all__ = [
     "check_shard",
     "read_labels",
     "read_meta",
-    "recorded_groups",
     "row_hashes",
 ]
 
@@ -275,9 +273,8 @@ def _check_images(task: ShardCheck, meta: pa.Table) -> Iterator[Problem]:
         yield Problem(Kind.ROWS, shard.path, f"{row} rows, its meta file has {len(meta)}")
     if image_bytes != shard.image_bytes:
         yield Problem(Kind.ROWS, shard.path, f"{image_bytes:,} image bytes, the manifest says {shard.image_bytes:,}")
-    recorded = recorded_groups(meta)
-    if sum(recorded) != row or (shard.path.endswith(".parquet") and recorded != group_rows):
-        yield Problem(Kind.ROWS, shard.meta_path, "its row groups are not those of the shard")
+    if task.format == "parquet" and tuple(group_rows) != shard.row_groups:
+        yield Problem(Kind.ROWS, shard.path, "its row groups are not those that the manifest lists")
 
 
 def read_labels(path: Path, format_: str) -> pa.Table | None:
@@ -289,15 +286,6 @@ def read_labels(path: Path, format_: str) -> pa.Table | None:
         return pa.concat_tables([labels.select(names) for _, _, labels in tar.read_crops(path)])
     except (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError):
         return None
-
-
-def recorded_groups(meta: pa.Table) -> list[int]:
-    """Return the row-group sizes that a meta file records; none if they are no list of numbers."""
-    try:
-        groups = json.loads((meta.schema.metadata or {}).get(ROW_GROUPS_KEY, b""))
-    except ValueError:
-        return []
-    return groups if isinstance(groups, list) and all(type(size) is int for size in groups) else []
 
 
 def _compare_labels(shard: Shard, labels: pa.Table, meta: pa.Table) -> Iterator[Problem]:

@@ -72,6 +72,7 @@ class Shard:
         num_bytes: size of its rows in memory (Arrow).
         meta_num_bytes: size of its meta rows in memory.
         image_bytes: size of the images alone.
+        row_groups: rows of each of its row groups, in order; a tar has the same, though nothing shows them there.
         pids: identities in it, sorted; junk is none.
     """
 
@@ -83,7 +84,17 @@ class Shard:
     num_bytes: int
     meta_num_bytes: int
     image_bytes: int
+    row_groups: tuple[int, ...]
     pids: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Shard:
+        """Return what `dataclasses.asdict` and JSON made of a shard.
+
+        Raises:
+            KeyError, TypeError: a field is missing, or there is one more.
+        """
+        return cls(**{**fields, **{name: tuple(fields[name]) for name in ("row_groups", "pids")}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +233,7 @@ def _why_not(folder: Path) -> str:
 
 def _from_json(path: Path, fields: dict[str, Any]) -> Manifest:
     try:
-        shards = tuple(Shard(**{**shard, "pids": tuple(shard["pids"])}) for shard in fields["shards"])
+        shards = tuple(map(Shard.from_json, fields["shards"]))
         files = tuple(FileEntry(**entry) for entry in fields["files"])
         names = ("name", "version", "format", "seed", "shard_rows", "schema_version")
         manifest = Manifest(**{name: fields[name] for name in names}, shards=shards, files=files)
@@ -269,11 +280,17 @@ def _contradictions(manifest: Manifest, fields: dict[str, Any]) -> Iterator[str]
     if not manifest.shards:
         yield "it lists no shard"
     for shard in manifest.shards:
-        if shard.split not in SPLITS or not is_continent(shard.continent):
-            yield f"{shard.path!r} is in split {shard.split!r} and continent {shard.continent!r}"
+        yield from _shard_contradictions(shard)
     placed = {path for shard in manifest.shards for path in (shard.path, shard.meta_path)} | {CAMERAS_FILE}
     listed = {entry.path for entry in manifest.files}
     for name in sorted(placed ^ listed):
         yield f"{name!r} is not among the files" if name in placed else f"{name!r} is a file of no shard"
     if fields.get("totals") != {split: asdict(total) for split, total in manifest.splits.items()}:
         yield "its totals are not those of its shards"
+
+
+def _shard_contradictions(shard: Shard) -> Iterator[str]:
+    if shard.split not in SPLITS or not is_continent(shard.continent):
+        yield f"{shard.path!r} is in split {shard.split!r} and continent {shard.continent!r}"
+    if sum(shard.row_groups) != shard.rows or 0 in shard.row_groups:
+        yield f"the row groups of {shard.path!r} do not make up its {shard.rows:,} rows"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entire_id.errors import ManifestError
-from entire_id.schema import arrow_schema, meta_columns, shard_columns
+from entire_id.schema import arrow_schema, shard_columns
 from entire_id.shards.records import Crops, Spans
 
 __all__ = ["ParquetShard", "image_spans", "read_crops", "read_names", "write_meta"]
@@ -62,9 +62,6 @@ class ParquetShard:
 
 def write_meta(path: Path, table: pa.Table) -> None:
     """Write a meta file: one row group, whatever its size, for a meta file is read whole."""
-    schema = arrow_schema(meta_columns())
-    metadata = {**(schema.metadata or {}), **(table.schema.metadata or {})}
-    table = table.replace_schema_metadata(metadata)
     with pq.ParquetWriter(path, table.schema, compression="snappy") as writer:
         writer.write_table(table, row_group_size=max(1, len(table)))
 

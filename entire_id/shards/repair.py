@@ -17,7 +17,7 @@ import pyarrow as pa
 from entire_id.errors import EntireIdError, ManifestError, WriteFailedError
 from entire_id.records import CAMERAS_FILE, JUNK_PID, Progress, Source, no_progress
 from entire_id.shards.cameras import cameras_csv
-from entire_id.shards.check import Kind, Problem, check_file, read_labels, read_meta, recorded_groups
+from entire_id.shards.check import Kind, Problem, check_file, read_labels, read_meta
 from entire_id.shards.configs import render_readme
 from entire_id.shards.engine import run_tasks
 from entire_id.shards.findings import Findings, Mode, remember_findings
@@ -260,8 +260,8 @@ class _Planner:
         """Return (rows, where each row group stops): as the meta file has them, or else as packing may have planned."""
         if shard.meta_path not in self._bench.broken:
             meta = read_meta(self._bench.folder / shard.meta_path)
-            if meta is not None and sum(groups := recorded_groups(meta)) == len(meta):
-                return self._recorded(meta["key"].to_pylist(), groups)
+            if meta is not None and len(meta) == shard.rows:
+                return self._recorded(meta["key"].to_pylist(), shard.row_groups)
         found: list[tuple[Indices, Indices]] = []
         for plans in (self._placed, self._fresh):
             plan = plans.get((shard.split, shard.continent, shard_number(shard)))
@@ -269,7 +269,7 @@ class _Planner:
                 found.append((plan.rows, plan.group_stops))
         return found
 
-    def _recorded(self, keys: list[str], groups: list[int]) -> list[tuple[Indices, Indices]]:
+    def _recorded(self, keys: list[str], groups: tuple[int, ...]) -> list[tuple[Indices, Indices]]:
         hashes, key_hash = hash_keys(keys, self._bench.manifest.seed), self._listing.rows.key_hash
         if not len(key_hash):
             return []

@@ -36,7 +36,6 @@ from entire_id.shards.tar import TarShard
 
 __all__ = [
     "CLOCK_STEP_NS",
-    "ROW_GROUPS_KEY",
     "PreviousShard",
     "ShardDone",
     "ShardTask",
@@ -44,9 +43,6 @@ __all__ = [
     "known_stamps",
     "write_shard",
 ]
-
-ROW_GROUPS_KEY = b"row_groups"
-"""Metadata key of a meta file: JSON list of how many rows each row group of its shard has, in order."""
 
 _NAME_READERS = {"parquet": parquet.read_names, "webdataset": tar.read_names}
 _WRITERS: dict[str, Callable[[Path], ShardWriter]] = {"parquet": ParquetShard, "webdataset": TarShard}
@@ -228,7 +224,7 @@ def _recall(task: ShardTask, digest: str) -> ShardDone | None:
 
 
 def _done_from_json(fields: dict[str, Any]) -> ShardDone:
-    shard = fields["shard"] and Shard(**{**fields["shard"], "pids": tuple(fields["shard"]["pids"])})
+    shard = fields["shard"] and Shard.from_json(fields["shard"])
     rejected = tuple(Rejected(row["path"], Reason(row["reason"]), row["detail"]) for row in fields["rejected"])
     return ShardDone(shard, tuple(FileEntry(**entry) for entry in fields["files"]), rejected, fields["kept"])
 
@@ -291,7 +287,7 @@ def _write(task: ShardTask, scratch: Path, seen: _SeenStamps) -> ShardDone:
     if not labels:
         temporary.unlink()
         return ShardDone(None, (), tuple(rejected))
-    meta = _meta_table(pa.concat_tables(labels), task.path, spans, group_rows)
+    meta = _meta_table(pa.concat_tables(labels), task.path, spans)
     meta_temporary = _temporary(scratch, task.meta_path)
     try:
         sha256 = _check_written(temporary, spans, meta["xxh3"].to_pylist())
@@ -305,10 +301,10 @@ def _write(task: ShardTask, scratch: Path, seen: _SeenStamps) -> ShardDone:
         FileEntry(path, len(meta), task.store.place(written, path), digest)
         for written, path, digest in ((temporary, task.path, sha256), (meta_temporary, task.meta_path, meta_sha256))
     )
-    return ShardDone(_describe(task, meta, num_bytes), files, tuple(rejected))
+    return ShardDone(_describe(task, meta, group_rows, num_bytes), files, tuple(rejected))
 
 
-def _describe(task: ShardTask, meta: pa.Table, num_bytes: int) -> Shard:
+def _describe(task: ShardTask, meta: pa.Table, group_rows: list[int], num_bytes: int) -> Shard:
     split, _, name = task.stem.partition("/")
     return Shard(
         split=split,
@@ -319,6 +315,7 @@ def _describe(task: ShardTask, meta: pa.Table, num_bytes: int) -> Shard:
         num_bytes=num_bytes,
         meta_num_bytes=meta.nbytes,
         image_bytes=int(meta["length"].to_numpy().sum(dtype=np.int64)),
+        row_groups=tuple(group_rows),
         pids=tuple(sorted(pid for pid in meta["pid"].unique().to_pylist() if pid >= 0)),
     )
 
@@ -404,10 +401,9 @@ def _crops(rows: pa.Table, images: list[_Image]) -> Crops:
     return Crops(list(data), file_names, pa.Table.from_arrays(arrays, schema=_LABEL_SCHEMA))
 
 
-def _meta_table(labels: pa.Table, path: str, spans: Spans, group_rows: list[int]) -> pa.Table:
+def _meta_table(labels: pa.Table, path: str, spans: Spans) -> pa.Table:
     columns = [*labels.columns, pa.array([path] * len(labels)), pa.array(spans.offset), pa.array(spans.length)]
-    schema = arrow_schema(meta_columns()).with_metadata({ROW_GROUPS_KEY: json.dumps(group_rows).encode()})
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, schema=arrow_schema(meta_columns()))
 
 
 def _check_written(path: Path, spans: Spans, digests: list[str]) -> str:

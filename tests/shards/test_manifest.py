@@ -27,9 +27,9 @@ from entire_id.shards.manifest import (
 
 def shard_of(split: str, continent: str, pids: tuple[int, ...], number: int = 0, rows: int = 10) -> Shard:
     stem = f"{split}/{continent}-{number:05d}"
-    return Shard(
-        split, continent, f"data/{stem}.parquet", f"meta/{stem}.parquet", rows, 900 + rows, 90 + rows, 800 + rows, pids
-    )
+    paths = f"data/{stem}.parquet", f"meta/{stem}.parquet"
+    groups = *[7] * (rows // 7), *([rows % 7] if rows % 7 else [])
+    return Shard(split, continent, *paths, rows, 900 + rows, 90 + rows, 800 + rows, groups, pids)
 
 
 def manifest_of(*shards: Shard, **changes: Any) -> Manifest:
@@ -57,7 +57,7 @@ shards = st.builds(
     st.sampled_from(["asia", "north_america", "unknown"]),
     st.lists(st.integers(0, 2**31 - 1), unique=True, max_size=5).map(lambda pids: tuple(sorted(pids))),
     st.integers(0, 99_999),
-    st.integers(1, 10**6),
+    st.integers(1, 10**3),
 )
 
 
@@ -217,6 +217,14 @@ def test_a_shard_that_is_not_among_the_files_is_refused(tmp_path: Path, field: s
     fields = json.loads(SMALL.to_json())
     fields["shards"][0][field] = "../../other.parquet"
     with pytest.raises(ManifestError, match="not among the files"):
+        read_manifest(write(tmp_path, fields))
+
+
+@pytest.mark.parametrize("row_groups", [[], [7], [7, 4], [7, 0, 3]])
+def test_row_groups_that_do_not_make_up_the_rows_are_refused(tmp_path: Path, row_groups: list[int]) -> None:
+    fields = json.loads(SMALL.to_json())
+    fields["shards"][0]["row_groups"] = row_groups
+    with pytest.raises(ManifestError, match="do not make up its 10 rows"):
         read_manifest(write(tmp_path, fields))
 
 

@@ -319,16 +319,15 @@ def test_damaged_page_headers_never_give_another_error_or_wrong_spans(tmp_path: 
     assert set(outcomes) == {"refused", "right"}, outcomes
 
 
-def test_a_meta_file_keeps_its_rows_in_one_group_with_all_its_metadata(tmp_path: Path) -> None:
+def test_a_meta_file_keeps_its_rows_in_one_group_with_the_features(tmp_path: Path) -> None:
     labels = crops_of([b"x"] * 1500).labels
     columns = [*labels.columns, pa.array(["data/gallery/asia-00000.parquet"] * 1500), *[labels["frame"]] * 2]
-    schema = arrow_schema(meta_columns()).with_metadata({b"row_groups": b"[1500]"})
+    schema = arrow_schema(meta_columns())
     table = pa.Table.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
     write_meta(tmp_path / "meta.parquet", table)
     with pq.ParquetFile(tmp_path / "meta.parquet") as meta:
         assert meta.metadata.num_row_groups == 1
         stored = meta.schema_arrow
         assert meta.read().equals(table)
-    assert stored.metadata[b"row_groups"] == b"[1500]"
     assert b"huggingface" in stored.metadata
     assert datasets.Features.from_arrow_schema(stored)["offset"] == datasets.Value("int64")
