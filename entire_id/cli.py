@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,8 +25,11 @@ from entire_id.records import Progress
 
 if TYPE_CHECKING:
     from entire_id.evaluation.breakdown import Interval
+    from entire_id.evaluation.camera_pairs import CameraPairs
+    from entire_id.evaluation.comparison import Comparison
     from entire_id.evaluation.reranking import RerankConfig
     from entire_id.evaluation.scores import Scores
+    from entire_id.score import ScoringConfig
     from entire_id.shards.manifest import Manifest
     from entire_id.shards.pack import PackReport
     from entire_id.shards.repair import RepairReport
@@ -139,7 +143,9 @@ def _print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> No
 def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.2f}"
+    return str(value)
 
 
 @contextmanager
@@ -521,7 +527,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="COLUMN",
-            help="Scores by camera, camera_pair, continent, num_positives, width, height, seq or frame; repeatable.",
+            help="Scores by camera, camera_pair, continent, num_positives, width, height, seq, frame, or a column of "
+            "cameras.csv; repeatable.",
         ),
     ] = None,
     compare: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Features of another model.")] = None,
@@ -546,55 +553,91 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score features by the field's rule: mAP, CMC, mINP, with 95 % confidence intervals."""
-    from dataclasses import asdict
-
     from entire_id.evaluation.comparison import compare as compare_scores
-    from entire_id.evaluation.protocols import PROTOCOLS
     from entire_id.loading.embed import features_folder
-    from entire_id.score import score_camera_pairs, score_features
+    from entire_id.score import CAMERA_PAIR, check_columns, read_query_gallery, score, score_with_camera_pairs
 
-    if protocol not in PROTOCOLS:
-        raise typer.BadParameter(f"no protocol {protocol!r}; there is {', '.join(PROTOCOLS)}")
-    columns = by or (["continent"] if PROTOCOLS[protocol].within == "continent" else [])
-    found = features or features_folder(folder, model)
-    config = _rerank_config(rerank, preset, {"k1": k1, "k2": k2, "lambda_": lambda_})
+    reranking = _rerank_config(rerank, preset, {"k1": k1, "k2": k2, "lambda_": lambda_})
+    config = _scoring_config(protocol, tie, max_rank, reranking, expand)
+    columns = by or _usual_columns(protocol)
     if report is not None:
-        _check_report(folder, report, is_plain=config is None and not expand)
-    rule: Any = {"protocol": protocol, "tie": tie.value, "reranking": config, "expand": expand}
+        _check_report(folder, report, is_plain=reranking is None and not expand)
+    folders = [features or features_folder(folder, model), *([] if compare is None else [compare])]
+    crops = [read_query_gallery(folder, one) for one in folders]
+    check_columns(crops[0], columns, protocol)
     with _progress() as progress:
-        scores = score_features(folder, found, progress, max_rank=max_rank, **rule)
-        parts: dict[str, Any] = {name: scores.by(name) for name in columns if name != "camera_pair"}
-        if "camera_pair" in columns:
-            parts["camera_pair"] = score_camera_pairs(folder, found, **rule)
-        difference, models = None, [(found, scores)]
-        if compare is not None:
-            models.append((compare, score_features(folder, compare, progress, max_rank=max_rank, **rule)))
-            difference = compare_scores(scores, models[-1][1])
+        if CAMERA_PAIR in columns or report is not None:
+            scores, pairs = score_with_camera_pairs(crops[0], config, progress)
+        else:
+            scores, pairs = score(crops[0], config, progress), None
+        others = [score(one, config, progress) for one in crops[1:]]
         if report is not None:
-            _write_report(folder, models, report, progress)
+            models = [(scores, pairs), *((one, None) for one in others)]
+            _write_report(folder, folders, models, report, progress)
+    parts: dict[str, Any] = {name: pairs if name == CAMERA_PAIR else scores.by(name) for name in columns}
+    difference = compare_scores(scores, others[0]) if others else None
     if as_json:
-        result = {**scores.to_dict(), "cmc": scores.cmc.tolist()}
-        result["intervals"] = {name: [one.low, one.high] for name, one in scores.intervals().items()}
-        result["by"] = {name: part.to_dict() for name, part in parts.items()}
-        result["reranking"] = None if config is None else {"preset": preset or "default", **asdict(config)}
-        result["expand"] = expand
-        _print_json(result | ({"comparison": difference.to_dict()} if difference else {}))
+        _print_json(_scores_as_json(scores, parts, difference) | _ranking_as_json(reranking, preset, expand))
         return
+    _print_scores(scores, parts, difference)
+    if difference is not None:
+        _say(f"{difference.summary()} with {compare}")
+    _say(scores.summary() + _ranking_note(reranking, preset, expand))
+    for warning in scores.warnings:
+        _say(f"warning: {warning}")
+
+
+def _scoring_config(
+    protocol: str, tie: TieRule, max_rank: int, reranking: RerankConfig | None, expand: int
+) -> ScoringConfig:
+    from entire_id.score import ScoringConfig
+
+    rule: Any = tie.value
+    with _usage():
+        return ScoringConfig(protocol, rule, max_rank, reranking, expand)
+
+
+def _usual_columns(protocol: str) -> list[str]:
+    """Return by what a protocol is broken down where nobody says so."""
+    from entire_id.evaluation.protocols import find_protocol
+
+    return ["continent"] if find_protocol(protocol).within == "continent" else []
+
+
+def _print_scores(scores: Scores, parts: Mapping[str, Any], difference: Comparison | None) -> None:
     _print_table(["score", "%", "from", "to"], _in_percent(scores.intervals()))
     for part in parts.values():
         print(f"{part.table()}\n")
     if difference is not None:
         _print_table(["difference", "points", "from", "to"], _in_percent(difference.differences))
-        _say(f"{difference.summary()} with {compare}")
-    _say(scores.summary() + _ranking_note(config, preset, expand))
-    for warning in scores.warnings:
-        _say(f"warning: {warning}")
 
 
-def _write_report(folder: Path, models: list[tuple[Path, Scores]], out: Path, progress: Progress) -> None:
+def _scores_as_json(scores: Scores, parts: Mapping[str, Any], difference: Comparison | None) -> dict[str, Any]:
+    from entire_id.evaluation.breakdown import none_if_nan
+
+    intervals = {name: [none_if_nan(one.low), none_if_nan(one.high)] for name, one in scores.intervals().items()}
+    result = {**scores.to_dict(), "cmc": scores.cmc.tolist(), "intervals": intervals}
+    result["by"] = {name: part.to_dict() for name, part in parts.items()}
+    return result | ({"comparison": difference.to_dict()} if difference else {})
+
+
+def _ranking_as_json(reranking: RerankConfig | None, preset: str | None, expand: int) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    how = None if reranking is None else {"preset": preset or "default", **asdict(reranking)}
+    return {"reranking": how, "expand": expand}
+
+
+def _write_report(
+    folder: Path,
+    features: list[Path],
+    models: list[tuple[Scores, CameraPairs | None]],
+    out: Path,
+    progress: Progress,
+) -> None:
     from entire_id.report import collect_report, scored_model, write_report
 
-    scored = [scored_model(features, scores) for features, scores in models]
+    scored = [scored_model(one, *result) for one, result in zip(features, models, strict=True)]
     write_report(collect_report(folder, scored, progress=progress), out)
     _say(f"wrote {out}; it contains crops of people: do not publish it")
 

@@ -139,7 +139,7 @@ def _embed(config: DemoConfig, progress: Progress) -> str:
 
 
 def _evaluate(config: DemoConfig, progress: Progress) -> str:
-    scores = score_features(config.packed, config.features, progress)
+    scores = score_features(config.packed, config.features, progress=progress)
     return f"mAP {scores.mAP:.1%}, Rank-1 {scores.rank(1):.1%}, mINP {scores.mINP:.1%}"
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import cast
+
+import numpy as np
 
 from entire_id.errors import OutputExistsError
 from entire_id.evaluation.breakdown import Breakdown, Interval
-from entire_id.evaluation.camera_pairs import CameraPairs
+from entire_id.evaluation.camera_pairs import MAX_CAMERAS, CameraPairs, why_no_camera_pairs
 from entire_id.evaluation.comparison import Comparison, compare
-from entire_id.evaluation.counting import Tie
 from entire_id.evaluation.plots import (
     check_matplotlib,
     figure_png,
@@ -32,7 +34,7 @@ from entire_id.evaluation.ranked_lists import RankedList, choose_queries
 from entire_id.evaluation.scores import Scores
 from entire_id.loading.embed import model_of
 from entire_id.records import Progress, no_progress
-from entire_id.score import rank_features, score_camera_pairs
+from entire_id.score import rank_features
 from entire_id.shards.manifest import read_manifest
 from entire_id.show import Cell, frame_crop, ranking_cells
 
@@ -90,11 +92,13 @@ class ScoredModel:
         name: what the report calls the model.
         features: folder of its features.
         scores: of these features.
+        camera_pairs: of the same ranking; None where there are none.
     """
 
     name: str
     features: Path
     scores: Scores
+    camera_pairs: CameraPairs | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +127,7 @@ class Report:
         models: one, or the two that are compared.
         difference: the second less the first, where there are two.
         breakdowns: of the first.
-        camera_pairs: of the first; None where the protocol gives none.
+        left_out: what there is none of, and why, in sentences without their full stop.
         ranked: ranked lists of the first, by kind: `best`, `worst`, `random`.
     """
 
@@ -133,17 +137,17 @@ class Report:
     models: tuple[ScoredModel, ...]
     difference: Comparison | None
     breakdowns: tuple[Breakdown, ...]
-    camera_pairs: CameraPairs | None
+    left_out: tuple[str, ...]
     ranked: Mapping[str, Sequence[RankedRow]]
 
 
-def scored_model(features: Path, scores: Scores) -> ScoredModel:
+def scored_model(features: Path, scores: Scores, camera_pairs: CameraPairs | None = None) -> ScoredModel:
     """Return a model under the name that its features bear.
 
     Raises:
         FeaturesError: the folder holds none.
     """
-    return ScoredModel(model_of(features), features, scores)
+    return ScoredModel(model_of(features), features, scores, camera_pairs)
 
 
 def check_report(folder: Path, out: Path) -> None:
@@ -187,18 +191,12 @@ def collect_report(
         FeaturesError, ManifestError, ImageDecodeError: see `score_features` and `CropReader`.
     """
     manifest, first, scores = read_manifest(folder), models[0], models[0].scores
-    columns = [*(["camera"] if scores.labels.has_cameras else []), "continent"]
-    has_pairs = not (scores.protocol.single_shot or scores.protocol.pool_queries)
-    pairs = None
-    if has_pairs:
-        progress("scoring pairs of cameras", 0, 0)
-        pairs = score_camera_pairs(folder, first.features, protocol=scores.protocol, tie=cast("Tie", scores.tie))
-    ranked = {}
-    for kind, chosen in choose_queries(scores, num_queries, seed).items():
-        progress(f"drawing the {kind} queries", 0, 0)
-        lists = rank_features(folder, first.features, scores, chosen, num_ranks)
-        precision = scores.average_precision[chosen].tolist()
-        ranked[kind] = [RankedRow(*row) for row in zip(precision, lists, ranking_cells(folder, lists), strict=True)]
+    num_cameras = len(np.unique(scores.labels.query_camids))
+    columns = ["camera", "continent"]
+    left_out = [why for why in [why_no_camera_pairs(scores.labels, scores.protocol)] if why]
+    if num_cameras > MAX_CAMERAS:
+        columns.remove("camera")
+        left_out.insert(0, f"there are no scores by camera, for the queries have {num_cameras:,}")
     return Report(
         manifest.name,
         manifest.version,
@@ -206,9 +204,21 @@ def collect_report(
         tuple(_told_apart(models)),
         compare(scores, models[1].scores) if len(models) > 1 else None,
         tuple(scores.by(column) for column in columns),
-        pairs,
-        ranked,
+        tuple(left_out),
+        _ranked_rows(folder, first, choose_queries(scores, num_queries, seed), num_ranks, progress),
     )
+
+
+def _ranked_rows(
+    folder: Path, model: ScoredModel, queries: Mapping[str, list[int]], num_ranks: int, progress: Progress
+) -> dict[str, list[RankedRow]]:
+    """Return the lists of all kinds; they are ranked at once."""
+    progress("drawing the ranked lists", 0, 0)
+    chosen = [query for numbers in queries.values() for query in numbers]
+    lists = rank_features(folder, model.features, model.scores, chosen, num_ranks)
+    precision = model.scores.average_precision[chosen].tolist()
+    rows = iter([RankedRow(*row) for row in zip(precision, lists, ranking_cells(folder, lists), strict=True)])
+    return {kind: list(islice(rows, len(numbers))) for kind, numbers in queries.items()}
 
 
 def _told_apart(models: Sequence[ScoredModel]) -> list[ScoredModel]:
@@ -218,7 +228,7 @@ def _told_apart(models: Sequence[ScoredModel]) -> list[ScoredModel]:
         names = [f"{model.name} ({model.features.resolve().name})" for model in models]
     if len(set(names)) < len(names):
         names = [f"{name} {number}" for number, name in enumerate(names, 1)]
-    return [ScoredModel(_clean(name), model.features, model.scores) for name, model in zip(names, models, strict=True)]
+    return [replace(model, name=_clean(name)) for name, model in zip(names, models, strict=True)]
 
 
 def write_report(report: Report, out: Path) -> None:
@@ -263,7 +273,7 @@ def render_report(report: Report) -> str:
     """
     scores = report.models[0].scores
     title = f"{' and '.join(model.name for model in report.models)} on {report.dataset} {report.version}"
-    pairs = [_pairs_figure(report.camera_pairs)] if report.camera_pairs is not None else []
+    camera_pairs = report.models[0].camera_pairs
     parts = [
         f"{_START}<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
         f"<h1>{_text(title)}</h1>",
@@ -277,7 +287,8 @@ def render_report(report: Report) -> str:
         _precision_figure(report.models[0]),
         f"<h2>Parts of {_text(report.models[0].name)}</h2>",
         *(_breakdown_table(part) for part in report.breakdowns),
-        *pairs,
+        *([] if camera_pairs is None else [_pairs_figure(camera_pairs)]),
+        *(f"<p>{_text(sentence[0].upper() + sentence[1:])}.</p>" for sentence in report.left_out),
         f"<h2>Ranked lists of {_text(report.models[0].name)}</h2>",
         f"<p>{_text(_how_ranked(scores))}</p>",
         *(_ranked_section(kind, rows) for kind, rows in report.ranked.items()),
@@ -302,30 +313,33 @@ def _facts(report: Report) -> str:
         "data set": f"{report.dataset}, version {report.version}",
         "content": f"sha256:{report.content_sha256}",
         "model": ", ".join(model.name for model in report.models),
-        "protocol": f"{scores.protocol.name} ({scores.protocol.source})",
+        "protocol": f"{scores.protocol.title} ({scores.protocol.source})",
         "ties": f"{scores.tie}: where a right crop stands among wrong ones of its score",
         "counts": scores.summary(),
     }
+    if not scores.protocol.single_shot:
+        facts["R-precision"] = ", ".join(f"{100 * model.scores.r_precision():.2f} %" for model in report.models)
     lines = [f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items()]
     return "\n".join(["<dl>", *lines, "</dl>"])
 
 
 def _scores_table(report: Report) -> str:
     """Return mAP, ranks and mINP of each model with their intervals, and the difference."""
-    intervals = [model.scores.intervals() for model in report.models]
+    columns: list[Mapping[str, Interval]] = [model.scores.intervals() for model in report.models]
     head = ["score"]
     for model in report.models:
         head += [f"{model.name}, %", "95 % interval"]
-    rows = [[name.replace("rank", "Rank-")] for name in intervals[0]]
-    columns: list[Mapping[str, Interval]] = [*intervals]
     if report.difference is not None:
         head += ["difference, points", "95 % interval"]
         columns.append(report.difference.differences)
-    for number, column in enumerate(columns):
-        sign = "+" if number == len(intervals) else ""
-        for row, one in zip(rows, column.values(), strict=True):
-            low, high = (f"{100 * end:{sign}.2f}" for end in (one.low, one.high))
-            row += [f"{100 * one.value:{sign}.2f}", f"{low} to {high}"]
+    rows = []
+    for name in dict.fromkeys(name for column in columns for name in column):
+        row = [name.replace("rank", "Rank-")]
+        for number, column in enumerate(columns):
+            sign = "+" if number == len(report.models) else ""
+            one = column.get(name)
+            row += ["–", "–"] if one is None else [f"{100 * one.value:{sign}.2f}", one.ends(sign)]
+        rows.append(row)
     return _table("Means over the queries; intervals by resampling people", head, rows)
 
 
@@ -352,13 +366,23 @@ def _row(cells: Iterable[str], tag: str) -> str:
 
 
 def _breakdown_table(part: Breakdown) -> str:
+    head = [part.column, "queries scored", "mAP, %", "95 % interval", "Rank-1, %", "mINP, %"]
     rows = [
-        [group.name, f"{group.num_valid_query:,} of {group.num_query:,}"]
-        + ["–" if value != value else f"{100 * value:.2f}" for value in (group.mAP, group.rank1, group.mINP)]
+        [
+            group.name,
+            f"{group.num_valid_query:,} of {group.num_query:,}",
+            _percent(group.mAP),
+            Interval(group.mAP, group.mAP_low, group.mAP_high).ends(),
+            _percent(group.rank1),
+            _percent(group.mINP),
+        ]
         for group in part.groups
     ]
-    head = [part.column, "queries scored", "mAP, %", "Rank-1, %", "mINP, %"]
     return _table(f"Queries by {part.column}", head, rows)
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _cmc_figure(models: Sequence[ScoredModel]) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation.camera_pairs import CameraPairs, evaluate_camera_pairs
+from entire_id.evaluation.camera_pairs import CameraPairCounter, CameraPairs, why_no_camera_pairs
 from entire_id.evaluation.counting import Tie
 from entire_id.evaluation.features import pool_features, score_blocks
 from entire_id.evaluation.labels import Labels
@@ -22,92 +23,180 @@ from entire_id.evaluation.scores import Scores
 from entire_id.loading.embed import Features, read_features
 from entire_id.records import Progress, no_progress
 
-__all__ = ["rank_features", "score_camera_pairs", "score_features"]
+__all__ = [
+    "CAMERA_PAIR",
+    "QueryGallery",
+    "ScoringConfig",
+    "check_columns",
+    "rank_features",
+    "read_query_gallery",
+    "score",
+    "score_features",
+    "score_with_camera_pairs",
+]
+
+CAMERA_PAIR = "camera_pair"
+"""What scores by camera of the query and camera of the gallery are called where columns are named."""
 
 
-def score_features(  # noqa: PLR0913 options of one thing
-    folder: str | Path,
-    features: str | Path,
-    progress: Progress = no_progress,
-    *,
-    protocol: str | Protocol = "market1501",
-    tie: Tie = "worst",
-    max_rank: int = 50,
-    reranking: RerankConfig | None = None,
-    expand: int = 0,
-) -> Scores:
-    """Return the scores of stored features: query against gallery of a packed data set.
+@dataclass(frozen=True, slots=True)
+class ScoringConfig:
+    """How stored features are scored.
 
-    Args:
-        folder: a packed data set.
-        features: folder that `embed` wrote.
-        progress: told how far it is.
+    Attributes:
         protocol: see `evaluate`.
         tie: see `evaluate`.
         max_rank: see `evaluate`.
         reranking: how to re-rank; None scores the ranking as it is.
         expand: expand each query by that many of its nearest gallery crops first; 0 leaves queries as they are.
+    """
+
+    protocol: str | Protocol = "market1501"
+    tie: Tie = "worst"
+    max_rank: int = 50
+    reranking: RerankConfig | None = None
+    expand: int = 0
+
+    def __post_init__(self) -> None:
+        protocol = find_protocol(self.protocol)
+        if protocol.pool_queries and self.reranking is not None:
+            raise EvaluationError(
+                f"protocol {protocol.name!r} pools the features of queries, and does not go with re-ranking"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryGallery:
+    """Stored features of query and gallery.
+
+    Attributes:
+        query: those of the queries.
+        gallery: those of the gallery.
+        labels: whose the crops are.
+    """
+
+    query: Features
+    gallery: Features
+    labels: Labels
+
+
+def read_query_gallery(folder: str | Path, features: str | Path) -> QueryGallery:
+    """Return the stored features of query and gallery.
+
+    Args:
+        folder: a packed data set.
+        features: folder that `embed` wrote.
 
     Raises:
-        DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError: see `read_features`.
-        EvaluationError: see `evaluate`; or the protocol pools features, and re-ranking gives none.
+        DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError, CamerasFileError: see `read_features`.
     """
-    query, gallery = _query_and_gallery(folder, features, expand)
-    if reranking is not None:
-        _refuse_pooling(protocol)
-        blocks = rerank(query.values, gallery.values, reranking, progress=progress)
-        labels = _labels(query, gallery)
-        return evaluate_blocks(blocks, labels, protocol, tie=tie, max_rank=max_rank, progress=progress)
-    return evaluate(
-        query.values,
-        gallery.values,
+    query, gallery = read_features(folder, "query", features), read_features(folder, "gallery", features)
+    labels = Labels.of(
         query.pids,
         gallery.pids,
         query.camids,
         gallery.camids,
-        protocol=protocol,
-        tie=tie,
-        max_rank=max_rank,
         query_columns=query.columns,
         gallery_columns=gallery.columns,
+    )
+    return QueryGallery(query, gallery, labels)
+
+
+def check_columns(crops: QueryGallery, columns: Sequence[str], protocol: str | Protocol) -> None:
+    """Make sure, before anything is scored, that there are scores by these columns.
+
+    Raises:
+        EvaluationError: there is no such column, or there are no scores by camera pair.
+    """
+    known = ("camera", CAMERA_PAIR, "num_positives", *crops.query.columns)
+    for column in columns:
+        if column not in known:
+            raise EvaluationError(f"the queries have no column {column!r}; there is {', '.join(known)}")
+    if CAMERA_PAIR in columns and (why := why_no_camera_pairs(crops.labels, find_protocol(protocol))):
+        raise EvaluationError(why)
+
+
+def score(crops: QueryGallery, config: ScoringConfig | None = None, progress: Progress = no_progress) -> Scores:
+    """Return the scores of stored features: query against gallery.
+
+    Raises:
+        EvaluationError: see `evaluate`.
+    """
+    config = config or ScoringConfig()
+    if config.reranking is not None:
+        return evaluate_blocks(_blocks(crops, config, progress), crops.labels, **_rule(config), progress=progress)
+    labels = crops.labels
+    return evaluate(
+        _query_values(crops, config),
+        crops.gallery.values,
+        labels.query_pids,
+        labels.gallery_pids,
+        labels.query_camids,
+        labels.gallery_camids,
+        query_columns=labels.query_columns,
+        gallery_columns=labels.gallery_columns,
+        **_rule(config),
         progress=progress,
     )
 
 
-def score_camera_pairs(
+def score_with_camera_pairs(
+    crops: QueryGallery, config: ScoringConfig | None = None, progress: Progress = no_progress
+) -> tuple[Scores, CameraPairs | None]:
+    """Return what `score` does, and the scores from each camera to each other, of one and the same ranking.
+
+    The latter are None where there are none: see `why_no_camera_pairs`.
+
+    Raises:
+        EvaluationError: see `evaluate`.
+    """
+    config = config or ScoringConfig()
+    if why_no_camera_pairs(crops.labels, find_protocol(config.protocol)):
+        return score(crops, config, progress), None
+    counter = CameraPairCounter(crops.labels, config.protocol, config.tie)
+    blocks = _watched(_blocks(crops, config, progress), counter)
+    scores = evaluate_blocks(blocks, crops.labels, **_rule(config), progress=progress)
+    return scores, counter.pairs()
+
+
+def score_features(
     folder: str | Path,
     features: str | Path,
-    *,
-    protocol: str | Protocol = "market1501",
-    tie: Tie = "worst",
-    reranking: RerankConfig | None = None,
-    expand: int = 0,
-) -> CameraPairs:
-    """Return the scores of stored features from each camera to each other; see `score_features`."""
-    query, gallery = _query_and_gallery(folder, features, expand)
-    if reranking is None:
-        blocks = score_blocks(query.values, gallery.values)
-    else:
-        blocks = rerank(query.values, gallery.values, reranking)
-    return evaluate_camera_pairs(blocks, _labels(query, gallery), protocol, tie=tie)
+    config: ScoringConfig | None = None,
+    progress: Progress = no_progress,
+) -> Scores:
+    """Return the scores of the features in a folder; see `read_query_gallery` and `score`."""
+    return score(read_query_gallery(folder, features), config, progress)
 
 
-def _query_and_gallery(folder: str | Path, features: str | Path, expand: int = 0) -> tuple[Features, Features]:
-    query, gallery = read_features(folder, "query", features), read_features(folder, "gallery", features)
-    if expand:
-        query = replace(query, values=expand_queries(query.values, gallery.values, expand))
-    return query, gallery
+def _rule(config: ScoringConfig) -> dict[str, Any]:
+    """Return what `evaluate` and `evaluate_blocks` both take."""
+    return {"protocol": config.protocol, "tie": config.tie, "max_rank": config.max_rank}
 
 
-def _labels(query: Features, gallery: Features) -> Labels:
-    return Labels.of(
-        query.pids,
-        gallery.pids,
-        query.camids,
-        gallery.camids,
-        query_columns=query.columns,
-        gallery_columns=gallery.columns,
-    )
+def _query_values(crops: QueryGallery, config: ScoringConfig) -> npt.NDArray[np.float32]:
+    if not config.expand:
+        return crops.query.values
+    expanded: npt.NDArray[np.float32] = expand_queries(crops.query.values, crops.gallery.values, config.expand)
+    return expanded
+
+
+def _blocks(
+    crops: QueryGallery, config: ScoringConfig, progress: Progress
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    query, gallery = _query_values(crops, config), crops.gallery.values
+    if config.reranking is None:
+        return score_blocks(query, gallery)
+    return rerank(query, gallery, config.reranking, progress=progress)
+
+
+def _watched(
+    blocks: Iterable[tuple[int, npt.NDArray[np.float32]]], counter: CameraPairCounter
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Yield the blocks, once the counter has seen them."""
+    for first, block in blocks:
+        counter.add(first, block)
+        yield first, block
 
 
 def rank_features(
@@ -129,23 +218,16 @@ def rank_features(
         Of each query its list, whose `query` is the row of its crop in the split: of pooled crops, the first.
 
     Raises:
-        DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError: see `read_features`.
+        DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError, CamerasFileError: see `read_features`.
     """
     if not len(queries):
         return []
-    query, gallery = _query_and_gallery(folder, features)
+    query, gallery = read_features(folder, "query", features), read_features(folder, "gallery", features)
     chosen = np.asarray(queries, np.int64)
     values, crops = query.values, np.arange(len(query.values))
     if scores.protocol.pool_queries:
         values, crops = pool_features(values, query.pids.astype(np.int64), query.camids.astype(np.int64))
     labels = scores.labels.of_queries(chosen)
     blocks = score_blocks(values[chosen], gallery.values)
-    lists = rank_blocks(blocks, labels, scores.protocol, num_ranks=num_ranks, tie=cast("Tie", scores.tie))
+    lists = rank_blocks(blocks, labels, scores.protocol, num_ranks=num_ranks, tie=scores.tie)
     return [replace(one, query=int(crops[chosen[one.query]])) for one in lists]
-
-
-def _refuse_pooling(protocol: str | Protocol) -> None:
-    """Raise an EvaluationError where the features would have to be pooled first."""
-    found = find_protocol(protocol)
-    if found.pool_queries:
-        raise EvaluationError(f"protocol {found.name!r} pools the features of queries, and does not go with re-ranking")

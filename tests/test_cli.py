@@ -101,7 +101,8 @@ def test_evaluate_shows_parts_and_what_differs(packed: Path, tmp_path: Path) -> 
 
     options = ["--features", features, "--compare", other, "--protocol", "leave_one_continent_out", "--json"]
     report = json.loads(entire_id("evaluate", packed, *options).stdout)
-    assert report["protocol"] == "leave_one_continent_out"
+    assert report["protocol"]["name"] == "leave_one_continent_out"
+    assert set(report["by"]["continent"]["asia"]) >= {"mAP", "mAP_low", "mAP_high"}
     assert set(report["by"]["continent"]) == {"asia", "europe"}
     assert report["comparison"]["differences"]["mAP"]["value"] < 0
     assert report["intervals"]["mAP"][0] <= report["mAP"] <= report["intervals"]["mAP"][1]
@@ -134,8 +135,40 @@ def test_evaluate_reranks_as_the_library_does(packed: Path, tmp_path: Path) -> N
     assert done.stderr.splitlines()[0].endswith("; protocol market1501; queries expanded by 2 crops")
 
     done = entire_id("evaluate", packed, "--features", out, "--rerank", "--protocol", "multi_query")
-    assert "protocol 'multi_query' pools the features of queries, and does not go with re-ranking" in done.stderr
+    message = "protocol 'multi_query' pools the features of queries, and does not go with re-ranking"
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert done.returncode == 2
+
+
+def test_evaluate_breaks_down_by_what_the_owner_says_of_cameras(packed: Path, tmp_path: Path) -> None:
+    out = embed(packed, ["query", "gallery"], "colour", tmp_path / "features")
+    done = entire_id("evaluate", packed, "--features", out, "--by", "scene", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["by"]["scene"]
+    assert {name: part["num_query"] for name, part in found.items()} == {"beach": 4, "mall": 4, "street": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--by", "seasn"],
+            "the queries have no column 'seasn'; there is camera, camera_pair, num_positives, continent, scene",
+        ),
+        (["--compare", "none"], "'none': no features of query"),
+        (["--by", "camera_pair", "--protocol", "multi_query"], "protocol 'multi_query' pools queries"),
+    ],
+)
+def test_evaluate_checks_what_it_was_given_before_it_scores(
+    packed: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    """Features that cannot be scored would be the first thing to be said, were they scored first."""
+    out = embed(packed, ["query", "gallery"], "colour", tmp_path / "features")
+    np.save(out / "query.npy", np.full((12, 864), np.nan, np.float32))
+    done = entire_id("evaluate", packed, "--features", out, *options)
     assert done.returncode == 1
+    assert message in done.stderr
+    assert "NaN" not in done.stderr
 
 
 def test_info_counts_crops_by_continent(packed: Path) -> None:

@@ -18,9 +18,10 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 
 from entire_id.errors import FeaturesError, OutputExistsError
+from entire_id.evaluation.camera_pairs import MAX_CAMERAS
 from entire_id.loading.embed import embed
 from entire_id.report import check_report, collect_report, render_report, scored_model, write_report
-from entire_id.score import rank_features, score_features
+from entire_id.score import ScoringConfig, rank_features, read_query_gallery, score_features, score_with_camera_pairs
 from entire_id.show import frame_crop
 
 from builders import CAMERAS, crop_names, image_bytes, pack_folder, write_crops
@@ -90,9 +91,10 @@ def made(tmp_path_factory) -> Path:
 
 
 def report_of(folder: Path, *features: str, **options):
-    models = [
-        scored_model(folder / name, score_features(folder / "entire-id", folder / name, **options)) for name in features
-    ]
+    models = []
+    for name in features:
+        crops = read_query_gallery(folder / "entire-id", folder / name)
+        models.append(scored_model(folder / name, *score_with_camera_pairs(crops, ScoringConfig(**options))))
     return collect_report(folder / "entire-id", models)
 
 
@@ -115,6 +117,7 @@ def test_page_says_what_was_scored_and_how(report, html) -> None:
     assert "market1501 (Zheng et al." in page.text
     assert "12 queries against 24 gallery crops, 1 queries skipped (1 not in the gallery)" in page.text
     assert f"{100 * scores.mAP:.2f}" in page.text
+    assert f"R-precision {100 * scores.r_precision():.2f} %" in page.text
     low, high = scores.intervals()["mAP"].low, scores.intervals()["mAP"].high
     assert f"{100 * low:.2f} to {100 * high:.2f}" in page.text
     assert "Warning (colour (first)): the gallery has 24 crops, fewer than 50 ranks" in page.text
@@ -217,7 +220,8 @@ def test_other_protocols_have_their_page(made, protocol) -> None:
     report = report_of(made, "first", protocol=protocol)
     page = Page(render_report(report))
     assert protocol in page.text
-    assert (report.camera_pairs is None) == (protocol != "all_cameras")
+    assert (report.models[0].camera_pairs is None) == (protocol != "all_cameras")
+    assert ("There are no scores by camera pair, for protocol" in page.text) == (protocol != "all_cameras")
     assert "first is shown" in page.text or protocol != "multi_query"
     scores = report.models[0].scores
     for row in report.ranked["worst"]:
@@ -225,6 +229,30 @@ def test_other_protocols_have_their_page(made, protocol) -> None:
         rights = [cell.person == row.cells[0].person for cell in row.cells[1:]]
         assert rights == row.ranking.is_right.tolist()
     assert rank_features(made / "entire-id", made / "first", scores, []) == []
+
+
+def test_hundreds_of_cameras_make_no_tables_and_a_sentence(tmp_path) -> None:
+    number = MAX_CAMERAS + 1
+    names = [f"query/{pid:05d}_c{pid:03d}s0_1.jpg" for pid in range(number)]
+    names += ["bounding_box_test/00000_c999s0_1.jpg", "bounding_box_test/00001_c999s0_1.jpg"]
+    pack_folder(write_crops(tmp_path / "crops", names), tmp_path / "entire-id")
+    embed(tmp_path / "entire-id", ["query", "gallery"], "colour", tmp_path / "features")
+    page = Page(render_report(report_of(tmp_path, "features")))
+    assert "There are no scores by camera, for the queries have 201." in page.text
+    assert "There are no scores by camera pair, for the queries have 201 cameras and the gallery 1;" in page.text
+    assert "Queries by camera" not in page.text
+    assert "Queries by continent" in page.text
+
+
+def test_models_of_other_ranks_share_a_table(made) -> None:
+    short, long = (
+        scored_model(
+            made / "first", score_features(made / "entire-id", made / "first", ScoringConfig(max_rank=max_rank))
+        )
+        for max_rank in (3, 50)
+    )
+    page = Page(render_report(collect_report(made / "entire-id", [short, long])))
+    assert f"Rank-5 – – {100 * long.scores.rank(5):.2f}" in page.text
 
 
 def test_only_a_report_is_replaced(made, report, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
 
-__all__ = ["Breakdown", "Group", "Interval", "check_samples", "group_rows", "percentiles", "resample_means"]
+__all__ = ["Breakdown", "Group", "Interval", "group_rows", "none_if_nan", "resample_intervals"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,7 +29,9 @@ class Group:
         num_query: how many there are.
         num_valid_query: how many have a positive.
         mAP: mean average precision, in [0, 1]; NaN where no query counts.
-        rank1: share whose first positive is at rank 1, likewise.
+        mAP_low: lower end of its confidence interval; NaN where fewer than two people count.
+        mAP_high: upper end, likewise.
+        rank1: share whose first positive is at rank 1; NaN where no query counts.
         mINP: mean inverse negative penalty, likewise.
     """
 
@@ -36,6 +39,8 @@ class Group:
     num_query: int
     num_valid_query: int
     mAP: float  # noqa: N815 the field's own spelling
+    mAP_low: float  # noqa: N815
+    mAP_high: float  # noqa: N815
     rank1: float
     mINP: float  # noqa: N815
 
@@ -55,19 +60,18 @@ class Breakdown:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the groups as plain values by name, ready for JSON: what is NaN is None."""
         return {
-            group.name: {name: None if value != value else value for name, value in asdict(group).items()}
-            for group in self.groups
+            group.name: {name: none_if_nan(value) for name, value in asdict(group).items()} for group in self.groups
         }
 
     def table(self) -> str:
-        """Return the groups as lines of text, scores in percent."""
+        """Return the groups as lines of text, scores in percent, the mAP with its interval."""
         width = max(len(self.column), *(len(group.name) for group in self.groups))
-        lines = [f"{self.column:<{width}}  queries    mAP  Rank-1   mINP"]
-        lines += [
-            f"{group.name:<{width}}  {group.num_valid_query:>7,}  {100 * group.mAP:>5.1f}  {100 * group.rank1:>6.1f}  "
-            f"{100 * group.mINP:>5.1f}"
-            for group in self.groups
-        ]
+        lines = [f"{self.column:<{width}}  queries    mAP   from     to  Rank-1   mINP"]
+        for group in self.groups:
+            scores = group.mAP, group.mAP_low, group.mAP_high, group.rank1, group.mINP
+            cells = ["–" if math.isnan(value) else f"{100 * value:.1f}" for value in scores]
+            places = "{:>5}  {:>5}  {:>5}  {:>6}  {:>5}".format(*cells)
+            lines.append(f"{group.name:<{width}}  {group.num_valid_query:>7,}  {places}")
         return "\n".join(lines)
 
 
@@ -77,84 +81,114 @@ class Interval:
 
     Attributes:
         value: of all queries.
-        low: lower end of the interval.
-        high: upper end.
+        low: lower end of the interval; NaN where fewer than two people count, for then nothing is known of it.
+        high: upper end, likewise.
     """
 
     value: float
     low: float
     high: float
 
+    def ends(self, sign: str = "") -> str:
+        """Return the ends in percent, as in `12.34 to 56.78`; with sign "+", signs before both."""
+        if math.isnan(self.low):
+            return "–"
+        return f"{100 * self.low:{sign}.2f} to {100 * self.high:{sign}.2f}"
 
-def group_rows(values: npt.NDArray[Any], num_bins: int) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return which rows are of each value, by its name; of many numbers, which are in each bin of about equal size.
+
+def none_if_nan(value: Any) -> Any:  # noqa: ANN401 any plain value
+    """Return the value, or None for NaN, which JSON does not know.
+
+    >>> none_if_nan(float("nan")), none_if_nan(0.5), none_if_nan("asia")
+    (None, 0.5, 'asia')
+    """
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def group_rows(
+    values: npt.NDArray[Any], num_bins: int, *, are_names: bool = False
+) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+    """Return each value's name and which rows are of it; of many numbers, those of bins of about equal size.
 
     Args:
         values: (n,) of any type.
         num_bins: how many bins numbers are put into that take more than 50 values, or that are no integers.
+        are_names: whether the numbers are names, as those of cameras are, and so never put into bins.
 
     Raises:
-        EvaluationError: the values cannot be ordered, are too many to list, or are not finite.
+        EvaluationError: the values cannot be ordered, are too many to list, or are not finite; or there are no bins.
     """
+    if num_bins < 1:
+        raise EvaluationError(f"{num_bins} bins are none")
     try:
         found, numbers = np.unique(values, return_inverse=True)
     except TypeError as error:
         raise EvaluationError(f"values of type {values.dtype} cannot be put into groups: {error}") from error
-    is_number = np.issubdtype(values.dtype, np.number)
-    if len(found) <= _MAX_GROUPS and not np.issubdtype(values.dtype, np.floating):
-        return {str(value): numbers == number for number, value in enumerate(found.tolist())}
-    if not is_number:
+    if are_names or (len(found) <= _MAX_GROUPS and not np.issubdtype(values.dtype, np.floating)):
+        return [(str(value), numbers == number) for number, value in enumerate(found.tolist())]
+    if not np.issubdtype(values.dtype, np.number):
         raise EvaluationError(f"{len(found):,} different values make too many groups; expected at most {_MAX_GROUPS}")
     if not np.isfinite(found).all():
         raise EvaluationError("a column with NaN or infinite values cannot be put into bins")
     # Edges are values that occur, so that equal values share a bin.
     edges = np.unique(np.quantile(values, np.linspace(0, 1, num_bins + 1), method="inverted_cdf"))
     bins = np.searchsorted(edges[1:], values, "left")
-    return {
-        f"{values[bins == number].min():.6g}–{values[bins == number].max():.6g}": bins == number
-        for number in np.unique(bins).tolist()
-    }
+    chosen = [bins == number for number in np.unique(bins).tolist()]
+    names = _names_of_bins([(values[rows].min().item(), values[rows].max().item()) for rows in chosen])
+    return list(zip(names, chosen, strict=True))
 
 
-def check_samples(level: float, num_samples: int) -> int:
-    """Return `num_samples`.
+def _names_of_bins(bounds: list[tuple[float, float]]) -> list[str]:
+    """Return a name for each bin: integers in full, others in six digits, or in all that tell the bins apart."""
+    if all(isinstance(end, int) for ends in bounds for end in ends):
+        return [f"{low}–{high}" for low, high in bounds]
+    short = [f"{low:.6g}–{high:.6g}" for low, high in bounds]
+    return short if len(set(short)) == len(short) else [f"{low!r}–{high!r}" for low, high in bounds]
+
+
+def resample_intervals(
+    values: Mapping[str, Floats],
+    weights: Floats,
+    clusters: npt.NDArray[Any],
+    level: float = 0.95,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Return between what the middle of the means of samples lies, a share `level` of them.
+
+    A sample draws whole clusters with replacement, as many as there are: queries of one person are alike, so they are
+    drawn together (Field and Welsh, "Bootstrapping clustered data", JRSS B 2007).
+
+    Args:
+        values: (n,) by name; NaN where the weight is 0.
+        weights: (n,) 1 for what counts in a mean, else 0.
+        clusters: (n,) the identity of each.
+        level: of confidence, in (0, 1).
+        num_samples: how many samples, at least 1.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end by name; NaN where fewer than two clusters count.
 
     Raises:
         EvaluationError: `level` is not in (0, 1), or `num_samples` not at least 1.
     """
     if not 0 < level < 1 or num_samples < 1:
         raise EvaluationError(f"level {level} is not in (0, 1), or {num_samples} samples are none")
-    return num_samples
-
-
-def percentiles(samples: Floats, level: float) -> tuple[float, float]:
-    """Return between what the middle of the samples lies, a share `level` of them."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high
-
-
-def resample_means(
-    values: Mapping[str, Floats], weights: Floats, clusters: npt.NDArray[Any], num_samples: int, seed: int
-) -> dict[str, Floats]:
-    """Return the means of samples that draw whole clusters with replacement, as many as there are.
-
-    Queries of one person are alike, so they are drawn together (Field and Welsh, "Bootstrapping clustered data", JRSS B
-    2007).
-
-    Args:
-        values: (n,) by name; NaN where the weight is 0.
-        weights: (n,) 1 for what counts in a mean, else 0.
-        clusters: (n,) the identity of each.
-        num_samples: how many samples.
-        seed: of the draws.
-
-    Returns:
-        (num_samples,) by name.
-    """
     counted = weights > 0
-    numbers = np.unique(clusters[counted], return_inverse=True)[1]
+    if len(np.unique(clusters[counted])) < 2:
+        return dict.fromkeys(values, (math.nan, math.nan))
+    shares = (1 - level) / 2, (1 + level) / 2
+    means = _resample_means([of[counted] for of in values.values()], clusters[counted], num_samples, seed)
+    ends = np.quantile(means, shares, axis=0).T.tolist()
+    return {name: (low, high) for name, (low, high) in zip(values, ends, strict=True)}
+
+
+def _resample_means(values: list[Floats], clusters: npt.NDArray[Any], num_samples: int, seed: int) -> Floats:
+    """Return (num_samples, k) means of k values, each over the clusters of a sample."""
+    numbers = np.unique(clusters, return_inverse=True)[1]
     num_clusters = int(numbers.max()) + 1
-    sums = [np.bincount(numbers, np.nan_to_num(of[counted]), num_clusters) for of in values.values()]
+    sums = [np.bincount(numbers, np.nan_to_num(of), num_clusters) for of in values]
     totals = np.stack([*sums, np.bincount(numbers, minlength=num_clusters)], axis=1)
     rng = np.random.default_rng(seed)
     drawn = []
@@ -162,4 +196,5 @@ def resample_means(
         size = min(_SAMPLES_AT_ONCE, num_samples - start), num_clusters
         drawn.append(totals[rng.integers(0, num_clusters, size)].sum(axis=1))
     samples = np.concatenate(drawn)
-    return {name: samples[:, number] / samples[:, -1] for number, name in enumerate(values)}
+    means: Floats = samples[:, :-1] / samples[:, -1:]
+    return means

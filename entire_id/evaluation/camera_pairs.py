@@ -17,9 +17,11 @@ from entire_id.evaluation.protocols import Protocol, find_protocol
 from entire_id.evaluation.ranking import checked_blocks
 from entire_id.evaluation.tally import Part, tally
 
-__all__ = ["CameraPairs", "evaluate_camera_pairs"]
+__all__ = ["MAX_CAMERAS", "CameraPairCounter", "CameraPairs", "evaluate_camera_pairs", "why_no_camera_pairs"]
 
 Floats = npt.NDArray[np.float64]
+
+MAX_CAMERAS = 200  # on a side: more pairs than anybody reads, and each camera has its own index of the queries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +62,65 @@ class CameraPairs:
         return "\n".join(lines)
 
 
+def why_no_camera_pairs(labels: Labels, protocol: Protocol) -> str:
+    """Return why there are no scores by camera pair, in a sentence without its full stop; nothing where there are."""
+    if not labels.has_cameras:
+        return "there are no scores by camera pair without cameras"
+    if protocol.single_shot or protocol.pool_queries:
+        how = "draws galleries" if protocol.single_shot else "pools queries"
+        return f"there are no scores by camera pair, for protocol {protocol.title!r} {how}"
+    numbers = len(np.unique(labels.query_camids)), len(np.unique(labels.gallery_camids))
+    if max(numbers) > MAX_CAMERAS:
+        return (
+            f"there are no scores by camera pair, for the queries have {numbers[0]:,} cameras and the gallery "
+            f"{numbers[1]:,}; at most {MAX_CAMERAS} are paired"
+        )
+    return ""
+
+
+class CameraPairCounter:
+    """Takes blocks of scores one by one, and gives the scores between cameras in the end."""
+
+    def __init__(
+        self, labels: Labels, protocol: str | Protocol = "market1501", tie: Tie = "worst", kernel: Kernel = "auto"
+    ) -> None:
+        """Sort the gallery by camera; the arguments are those of `evaluate_camera_pairs`.
+
+        Raises:
+            EvaluationError: see `evaluate_camera_pairs`.
+        """
+        protocol = find_protocol(protocol)
+        if why := why_no_camera_pairs(labels, protocol):
+            raise EvaluationError(why)
+        self._labels, self._protocol, self._tie, self._kernel = labels, protocol, tie, kernel
+        self._gallery_camids = np.unique(labels.gallery_camids)
+        self._columns = [np.flatnonzero(labels.gallery_camids == camid) for camid in self._gallery_camids]
+        self._indices = [PairIndex(_of_gallery(labels, chosen), protocol) for chosen in self._columns]
+        self._parts: list[list[Part]] = [[] for _ in self._columns]
+
+    def add(self, first: int, block: Tensor) -> None:
+        """Count a block of scores, which stays as it is; `first` is its first query."""
+        scores = to_numpy(block)
+        for chosen, index, found in zip(self._columns, self._indices, self._parts, strict=True):
+            counts = count_negatives(scores[:, chosen], first, index, self._tie, self._kernel)  # of a copy
+            found.append(tally(counts, self._protocol.ap))
+
+    def pairs(self) -> CameraPairs:
+        """Return the scores, once all queries were counted."""
+        query_camids = np.unique(self._labels.query_camids)
+        shape = len(query_camids), len(self._gallery_camids)
+        num_valid, precision, rank1 = np.zeros(shape, np.int64), np.full(shape, np.nan), np.full(shape, np.nan)
+        for b, found in enumerate(self._parts):
+            ranks = np.concatenate([part.first_rank for part in found])
+            values = np.concatenate([part.average_precision for part in found])
+            for a, camid in enumerate(query_camids):
+                chosen = (self._labels.query_camids == camid) & ~np.isnan(ranks)
+                if chosen.any():
+                    num_valid[a, b] = chosen.sum()
+                    precision[a, b], rank1[a, b] = values[chosen].mean(), (ranks[chosen] == 1).mean()
+        return CameraPairs(query_camids, self._gallery_camids, num_valid, precision, rank1)
+
+
 def evaluate_camera_pairs(
     blocks: Iterable[tuple[int, Tensor]],
     labels: Labels,
@@ -78,32 +139,13 @@ def evaluate_camera_pairs(
         kernel: see `Kernel`.
 
     Raises:
-        EvaluationError: the blocks are not what `evaluate_blocks` takes, no cameras were given, or the protocol is a
-            single-shot one.
+        EvaluationError: the blocks are not what `evaluate_blocks` takes, no cameras were given, there are more than
+            200 on a side, or the protocol draws galleries or pools queries.
     """
-    protocol = find_protocol(protocol)
-    if not labels.has_cameras or protocol.single_shot or protocol.pool_queries:
-        raise EvaluationError(f"there are no scores by camera pair without cameras, or by protocol {protocol.name!r}")
-    query_camids, gallery_camids = np.unique(labels.query_camids), np.unique(labels.gallery_camids)
-    columns = [np.flatnonzero(labels.gallery_camids == camid) for camid in gallery_camids]
-    indices = [PairIndex(_of_gallery(labels, chosen), protocol) for chosen in columns]
-    parts: list[list[Part]] = [[] for _ in columns]
+    counter = CameraPairCounter(labels, protocol, tie, kernel)
     for first, block in checked_blocks(blocks, labels):
-        scores = to_numpy(block)
-        for chosen, index, found in zip(columns, indices, parts, strict=True):
-            counts = count_negatives(scores[:, chosen], first, index, tie, kernel)
-            found.append(tally(counts, protocol.ap))
-    shape = len(query_camids), len(gallery_camids)
-    num_valid, precision, rank1 = np.zeros(shape, np.int64), np.full(shape, np.nan), np.full(shape, np.nan)
-    for b, found in enumerate(parts):
-        ranks = np.concatenate([part.first_rank for part in found])
-        values = np.concatenate([part.average_precision for part in found])
-        for a, camid in enumerate(query_camids):
-            chosen = (labels.query_camids == camid) & ~np.isnan(ranks)
-            if chosen.any():
-                num_valid[a, b] = chosen.sum()
-                precision[a, b], rank1[a, b] = values[chosen].mean(), (ranks[chosen] == 1).mean()
-    return CameraPairs(query_camids, gallery_camids, num_valid, precision, rank1)
+        counter.add(first, block)
+    return counter.pairs()
 
 
 def _of_gallery(labels: Labels, columns: npt.NDArray[np.int64]) -> Labels:

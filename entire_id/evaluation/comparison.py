@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation.breakdown import Interval, check_samples, percentiles, resample_means
+from entire_id.evaluation.breakdown import Interval, none_if_nan, resample_intervals
 from entire_id.evaluation.scores import Scores, mean_over
 
 __all__ = ["Comparison", "compare"]
@@ -35,15 +35,16 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, ready for JSON."""
-        return asdict(self)
+        differences = {
+            name: {end: none_if_nan(value) for end, value in asdict(one).items()}
+            for name, one in self.differences.items()
+        }
+        return asdict(self) | {"differences": differences}
 
     def table(self) -> str:
         """Return the comparison as lines of text, in percentage points."""
         lines = [f"score   difference   {self.level:.0%} interval"]
-        lines += [
-            f"{name:<7} {100 * one.value:>+10.2f}   {100 * one.low:+.2f} to {100 * one.high:+.2f}"
-            for name, one in self.differences.items()
-        ]
+        lines += [f"{name:<7} {100 * one.value:>+10.2f}   {one.ends('+')}" for name, one in self.differences.items()]
         return "\n".join([*lines, self.summary()])
 
     def summary(self) -> str:
@@ -55,28 +56,26 @@ def compare(first: Scores, second: Scores, level: float = 0.95, num_samples: int
     """Return how the second model's scores differ from the first's, with intervals.
 
     The same people are drawn for both models (paired cluster bootstrap), so what is hard for both does not count as
-    uncertainty of their difference.
+    uncertainty of their difference. Of ranks, those that both were scored to are compared.
 
     Args:
         first: scores of one model.
-        second: scores of another on the same queries, gallery and protocol.
+        second: scores of another on the same queries and gallery, by the same protocol and rule for ties.
         level: of confidence, in (0, 1).
         num_samples: how many samples are drawn.
         seed: of the draws.
 
     Raises:
-        EvaluationError: the scores are not of the same queries, gallery and protocol; or see `Scores.intervals`.
+        EvaluationError: the scores are not of the same queries, gallery, protocol and rule for ties; or see
+            `Scores.intervals`.
     """
     _check_alike(first, second)
     pairs = first.by_query(), second.by_query()
-    values = {name: pairs[1][name] - pairs[0][name] for name in pairs[0]}
-    samples = resample_means(values, first.counted, first.labels.query_pids, check_samples(level, num_samples), seed)
+    values = {name: pairs[1][name] - pairs[0][name] for name in pairs[0] if name in pairs[1]}
+    ends = resample_intervals(values, first.counted, first.labels.query_pids, level, num_samples, seed)
     gain = values["mAP"][~np.isnan(values["mAP"])]
     return Comparison(
-        {
-            name: Interval(mean_over(values[name], first.num_mean_query), *percentiles(means, level))
-            for name, means in samples.items()
-        },
+        {name: Interval(mean_over(of, first.num_mean_query), *ends[name]) for name, of in values.items()},
         level,
         int((gain > 0).sum()),
         int((gain < 0).sum()),
@@ -87,10 +86,25 @@ def compare(first: Scores, second: Scores, level: float = 0.95, num_samples: int
 def _check_alike(first: Scores, second: Scores) -> None:
     if first.protocol != second.protocol:
         raise EvaluationError(
-            f"scores by protocol {first.protocol.name!r} and {second.protocol.name!r} cannot be compared"
+            f"scores by protocol {first.protocol.title!r} and {second.protocol.title!r} cannot be compared"
         )
-    for name in ("query_pids", "gallery_pids", "query_camids", "gallery_camids"):
-        if not np.array_equal(getattr(first.labels, name), getattr(second.labels, name)):
+    if first.tie != second.tie:
+        raise EvaluationError(f"scores with tie {first.tie!r} and {second.tie!r} cannot be compared")
+    others = _what_counts(second)
+    for name, values in _what_counts(first).items():
+        if not np.array_equal(values, others[name]):
             raise EvaluationError(
                 f"the two models have other {name}: score both on the same query and gallery crops, in the same order"
             )
+
+
+def _what_counts(scores: Scores) -> dict[str, Any]:
+    """Return by name all that says which crops are right, wrong or ignored; None for what was not given."""
+    labels = scores.labels
+    names = "query_pids", "gallery_pids", "query_camids", "gallery_camids", "query_in_gallery"
+    columns = {
+        f"{side}_columns[{name!r}]": of[name]
+        for side, of in (("query", labels.query_columns), ("gallery", labels.gallery_columns))
+        for name in scores.protocol.columns
+    }
+    return {name: getattr(labels, name) for name in names} | columns | {"num_positives": scores.num_positives}

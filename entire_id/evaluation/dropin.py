@@ -28,10 +28,12 @@ def evaluate_rank(
     g_camids: npt.ArrayLike,
     max_rank: int = 50,
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Return CMC and mAP of a matrix of distances, as torchreid's and fast-reid's functions of this name do.
+    """Return CMC and mAP of a matrix of distances, as torchreid's function of this name does.
 
-    Unlike them, it takes galleries smaller than `max_rank`, counts ties against the model, ignores junk, and says why
-    where no query can be scored.
+    Unlike it, it takes galleries smaller than `max_rank`, counts ties against the model, ignores junk, and says why
+    where no query can be scored. It knows neither `use_metric_cuhk03`, for which there is `evaluate_blocks` by the
+    protocol `single_gallery_shot`, nor `use_cython`. fast-reid's function of this name returns the AP and the INP of
+    each valid query instead of the mAP: `Scores.average_precision` and `inverse_penalty`, less what is NaN.
 
     Args:
         distmat: (q, g) float distances, lower is more alike.
@@ -74,6 +76,12 @@ class FeatureAccumulator:
     the rows of each batch, `merge` what the processes have collected, and compute in one of them: rows that a sampler
     repeated to make the shares equal count once.
 
+    Args:
+        num_query: rows of queries.
+        num_rows: rows of queries and gallery together. Given, rows that are missing at the end are noticed, too.
+        max_rank: length of the CMC curve.
+        protocol: a name of `PROTOCOLS`, or a protocol.
+
     Example:
         >>> accumulator = FeatureAccumulator(num_query=1)
         >>> accumulator.update((np.eye(3), [7, 7, 8], [0, 1, 1]))
@@ -81,8 +89,15 @@ class FeatureAccumulator:
         0.5
     """
 
-    def __init__(self, num_query: int, *, max_rank: int = 50, protocol: str | Protocol = "market1501") -> None:
-        self.num_query, self.max_rank, self.protocol = num_query, max_rank, protocol
+    def __init__(
+        self,
+        num_query: int,
+        *,
+        num_rows: int | None = None,
+        max_rank: int = 50,
+        protocol: str | Protocol = "market1501",
+    ) -> None:
+        self.num_query, self.num_rows, self.max_rank, self.protocol = num_query, num_rows, max_rank, protocol
         self.reset()
 
     def reset(self) -> None:
@@ -120,7 +135,9 @@ class FeatureAccumulator:
         Raises:
             EvaluationError: one of the two was not told the rows, so nobody knows which are the queries.
         """
-        if (self._batches and not self._is_numbered) or (other._batches and not other._is_numbered):
+        if not other._batches:
+            return
+        if (self._batches and not self._is_numbered) or not other._is_numbered:
             raise EvaluationError(
                 "what several processes collected can be merged only if update was given the rows of each batch"
             )
@@ -137,10 +154,11 @@ class FeatureAccumulator:
             raise EvaluationError("no batch was given; call update before compute")
         places = np.concatenate([batch[3] for batch in self._batches])
         places, order = np.unique(places, return_index=True)
-        if not np.array_equal(places, np.arange(len(places))):
+        num_rows = int(places[-1]) + 1 if self.num_rows is None else self.num_rows
+        if not np.array_equal(places, np.arange(num_rows)):
             raise EvaluationError(
-                f"{len(places):,} different rows were given, up to row {places[-1]:,}: some are missing. Merge the "
-                "accumulators of all processes"
+                f"{len(places):,} different rows were given, from row {places[0]:,} to row {places[-1]:,}; expected "
+                f"every row of {num_rows:,}. Merge the accumulators of all processes"
             )
         features, pids, camids = (np.concatenate([batch[part] for batch in self._batches])[order] for part in range(3))
         number = self.num_query

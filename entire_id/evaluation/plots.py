@@ -40,6 +40,7 @@ _SIZE_IN = 6.4, 4.0
 _NUM_BINS = 20
 _CELL_IN = 0.45  # of the heat map: holds two short numbers
 _MARGIN_IN = 2.0
+_BARE_CELL_IN = 0.15  # holds a colour alone, and a camera's number beside it
 _MAX_WRITTEN = 64  # cameras on a side; of more only the colours are drawn
 _NO_PAIR = "0.8"  # a grey
 _DARK_BELOW = 55  # percent: below it white text is read more easily on the colour map than black
@@ -117,14 +118,16 @@ def plot_average_precision(scores: Scores) -> Figure:
 def plot_camera_pairs(pairs: CameraPairs) -> Figure:
     """Return a heat map of the mAP by camera of the query and camera of the gallery.
 
-    A cell says the mAP in percent and, below it, the number of queries. It is grey and empty where no query has a
-    positive.
+    A cell says the mAP in percent and, below it, the number of queries; where a side has more than 64 cameras, it is a
+    colour alone. It is grey and empty where no query has a positive.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     num_rows, num_columns = pairs.mAP.shape
-    figure, axes = _new_axes(_MARGIN_IN + _CELL_IN * num_columns, _MARGIN_IN + _CELL_IN * num_rows)
+    is_written = max(num_rows, num_columns) <= _MAX_WRITTEN
+    cell_in = _CELL_IN if is_written else _BARE_CELL_IN
+    figure, axes = _new_axes(_MARGIN_IN + cell_in * num_columns, _MARGIN_IN + cell_in * num_rows)
     axes.set_facecolor(_NO_PAIR)  # shows where a cell is masked
     percent = np.ma.masked_invalid(100 * pairs.mAP)
     image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100)
@@ -132,7 +135,7 @@ def plot_camera_pairs(pairs: CameraPairs) -> Figure:
     axes.set_yticks(range(num_rows), [str(camid) for camid in pairs.query_camids.tolist()])
     axes.set(xlabel="camera of the gallery", ylabel="camera of the query")
     figure.colorbar(image, ax=axes, label="mAP (%)", fraction=0.05, aspect=30)
-    if max(num_rows, num_columns) <= _MAX_WRITTEN:
+    if is_written:
         for row, column in np.argwhere(pairs.num_valid_query).tolist():
             value = float(percent[row, column])
             text = f"{value:.0f}\n{pairs.num_valid_query[row, column]}"

@@ -5,11 +5,16 @@ A protocol is a record; `PROTOCOLS` holds the named ones, and `dataclasses.repla
     >>> from dataclasses import replace
     >>> replace(PROTOCOLS["market1501"], name="also 0", junk_pids=(-1, 0)).junk_pids
     (-1, 0)
+
+One that keeps the name of another is printed with what it changed:
+
+    >>> replace(PROTOCOLS["market1501"], mean="all").title
+    "market1501 with mean 'all'"
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from entire_id.errors import EvaluationError
@@ -76,6 +81,20 @@ class Protocol:
     def needs_cameras(self) -> bool:
         """Whether camera numbers enter."""
         return self.positives != "any-camera" or self.within == "camera"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of queries and gallery that enter."""
+        return ("continent",) * (self.within == "continent") + ("seq",) * (self.positives == "other-sequence")
+
+    @property
+    def title(self) -> str:
+        """Its name in print. Where that is the name of one of `PROTOCOLS`, what it changed follows."""
+        named = asdict(PROTOCOLS.get(self.name, self))
+        changes = [
+            f"{name} {value!r}" for name, value in asdict(self).items() if name != "source" and value != named[name]
+        ]
+        return f"{self.name} with {', '.join(changes)}" if changes else self.name
 
 
 _MARKET = "Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015"

@@ -217,7 +217,7 @@ def _check_block(first: int, block: Tensor, expected: int, num_gallery: int) -> 
         raise EvaluationError(f"scores in the block of query {first:,} are NaN or infinite")
 
 
-def _scores(parts: list[Part], index: PairIndex, tie: str, max_rank: int) -> Scores:
+def _scores(parts: list[Part], index: PairIndex, tie: Tie, max_rank: int) -> Scores:
     def joined(name: str) -> npt.NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in parts])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,10 @@ from entire_id.evaluation.breakdown import (
     Breakdown,
     Group,
     Interval,
-    check_samples,
     group_rows,
-    percentiles,
-    resample_means,
+    resample_intervals,
 )
+from entire_id.evaluation.counting import Tie
 from entire_id.evaluation.labels import Labels
 from entire_id.evaluation.protocols import Protocol
 
@@ -77,7 +76,7 @@ class Scores:
     skipped: Mapping[str, int]
     ambiguity: float
     protocol: Protocol
-    tie: str
+    tie: Tie
     warnings: tuple[str, ...]
     labels: Labels
 
@@ -134,10 +133,11 @@ class Scores:
             "mAP": self.mAP,
             **ranks,
             "mINP": self.mINP,
+            "r_precision": None if self.protocol.single_shot else self.r_precision(),
             **counts,
             "skipped": dict(self.skipped),
             "ambiguity": self.ambiguity,
-            "protocol": self.protocol.name,
+            "protocol": {**asdict(self.protocol), "junk_pids": list(self.protocol.junk_pids)},
             "tie": self.tie,
             "warnings": list(self.warnings),
         }
@@ -152,37 +152,41 @@ class Scores:
         return {name: 100 * value for name, value in {"mAP": self.mAP, **ranks, "mINP": self.mINP}.items()}
 
     def by(self, column: str, num_bins: int = 4) -> Breakdown:
-        """Return the scores of the queries by a column.
+        """Return the scores of the queries by a column, with 95 % intervals of the mAP as `intervals` gives them.
 
         Args:
             column: `camera`, `num_positives`, or a name of `query_columns`; numbers of many values are put into bins.
-            num_bins: how many bins.
+            num_bins: how many bins, at least 1.
 
         Raises:
-            EvaluationError: there is no such column, or its values cannot be put into groups.
+            EvaluationError: there is no such column, its values cannot be put into groups, or there are no bins.
         """
-        columns = {
-            **({"camera": self.labels.query_camids} if self.labels.has_cameras else {}),
-            "num_positives": self.num_positives,
-            **self.labels.query_columns,
-        }
+        own: dict[str, npt.NDArray[Any]] = {"num_positives": self.num_positives}
+        if self.labels.has_cameras:
+            own = {"camera": self.labels.query_camids, **own}
+        columns = {**own, **{name: of for name, of in self.labels.query_columns.items() if name not in own}}
         if column not in columns:
             raise EvaluationError(f"the queries have no column {column!r}; there is {', '.join(columns)}")
-        rows = group_rows(columns[column], num_bins)
-        return Breakdown(column, tuple(self._group(name, chosen) for name, chosen in rows.items()))
+        rows = group_rows(columns[column], num_bins, are_names=column == "camera")
+        return Breakdown(column, tuple(self._group(name, chosen) for name, chosen in rows))
 
     def _group(self, name: str, chosen: npt.NDArray[np.bool_]) -> Group:
-        number = int(self.counted[chosen].sum())
-        means = [
+        weights = self.counted[chosen]
+        number = int(weights.sum())
+        precision, rank1, penalty = (
             mean_over(values[chosen], number) if number else np.nan
             for values in (self.average_precision, self.hit(1), self.inverse_penalty)
-        ]
-        return Group(name, int(chosen.sum()), int((~np.isnan(self.first_rank[chosen])).sum()), *means)
+        )
+        values = {"mAP": self.average_precision[chosen]}
+        low, high = resample_intervals(values, weights, self.labels.query_pids[chosen])["mAP"]
+        num_valid = int((~np.isnan(self.first_rank[chosen])).sum())
+        return Group(name, int(chosen.sum()), num_valid, precision, low, high, rank1, penalty)
 
     def intervals(self, level: float = 0.95, num_samples: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """Return mAP, rank1, rank5, rank10 and mINP with their confidence intervals.
 
-        People are drawn with replacement, each with all its queries (cluster bootstrap, percentiles).
+        People are drawn with replacement, each with all its queries (cluster bootstrap, percentiles). Of one person
+        alone nothing can be said: the ends are NaN.
 
         Args:
             level: of confidence, in (0, 1).
@@ -193,11 +197,8 @@ class Scores:
             EvaluationError: `level` is not in (0, 1), or `num_samples` not at least 1.
         """
         values = self.by_query()
-        samples = resample_means(values, self.counted, self.labels.query_pids, check_samples(level, num_samples), seed)
-        return {
-            name: Interval(mean_over(values[name], self.num_mean_query), *percentiles(means, level))
-            for name, means in samples.items()
-        }
+        ends = resample_intervals(values, self.counted, self.labels.query_pids, level, num_samples, seed)
+        return {name: Interval(mean_over(of, self.num_mean_query), *ends[name]) for name, of in values.items()}
 
     def by_query(self) -> dict[str, Floats]:
         """Return (num_query,) AP, hits at rank 1, 5 and 10, and INP, by the names of their means."""
@@ -223,7 +224,7 @@ class Scores:
         return (
             f"{self.num_valid_query:,} queries against {self.num_gallery:,} gallery crops, {skipped:,} queries skipped"
             + (f" ({reasons})" if reasons else "")
-            + f"; protocol {self.protocol.name}"
+            + f"; protocol {self.protocol.title}"
         )
 
     def markdown_row(self, name: str, *, header: bool = False) -> str:
@@ -232,7 +233,7 @@ class Scores:
         lines = [
             "| model | " + " | ".join(scores) + " | protocol |",
             "|---|" + "---:|" * len(scores) + "---|",
-            f"| {name} | " + " | ".join(f"{value:.1f}" for value in scores.values()) + f" | {self.protocol.name} |",
+            f"| {name} | " + " | ".join(f"{value:.1f}" for value in scores.values()) + f" | {self.protocol.title} |",
         ]
         return "\n".join(lines if header else lines[2:])
 

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from entire_id.errors import FeaturesError, ModelError, WriteFailedError
 from entire_id.loading.models import Model, open_model
 from entire_id.loading.reader import CropReader
-from entire_id.records import SPLITS, Progress, no_progress
+from entire_id.records import CAMERAS_FILE, SPLITS, Progress, no_progress
 from entire_id.shards.manifest import read_manifest
+from entire_id.sources.cameras import read_cameras
 from entire_id.staging import new_folder, sync
 
 __all__ = ["Features", "embed", "features_folder", "model_of", "read_features"]
@@ -31,10 +32,12 @@ _NEEDED_FACTS = {"model", "content_sha256"}  # all that the first versions wrote
 _FACTS = _NEEDED_FACTS | {"dim", "preprocessing"}
 _NOTE_EVERY_S = 0.5  # how much work a killed run loses, at most, besides a batch
 _GO_ON_AFTER = (OSError, KeyboardInterrupt, MemoryError, RuntimeError)
+_KEYS_AT_ONCE = 1 << 16
+_UNKNOWN = "unknown"  # as continents are
 _COLUMNS = ("continent", "seq", "frame", "width", "height")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Features:
     """The features of one split.
 
@@ -43,7 +46,8 @@ class Features:
         pids: (n,) int32 identities.
         camids: (n,) int32 cameras.
         keys: n keys.
-        columns: (n,) each: continent, seq, frame, width and height, as in the meta files.
+        columns: (n,) each: continent, seq, frame, width and height, as in the meta files, and what `cameras.csv` says
+            of the camera of each crop, such as season: strings, `unknown` where it says nothing.
     """
 
     values: npt.NDArray[np.float32]
@@ -79,8 +83,8 @@ def embed(
     `out` holds `<split>.npy` ((n, d) float32), `<split>.keys.npy` (n keys) and `features.json` (model, content digest).
     Features of the same splits, of another model or of another content there are replaced; anything else is refused.
 
-    No more than a batch is in memory. The work lies in `<out>.partial` until it is complete; the same call goes on
-    where a killed one stopped, with the same bytes in the end.
+    In memory are a batch, and the labels and keys of one split. The work lies in `<out>.partial` until it is complete;
+    the same call goes on where a killed one stopped, with the same bytes in the end.
 
     Args:
         folder: a packed data set.
@@ -120,7 +124,7 @@ def embed(
         for split in splits:
             with CropReader(folder, split) as reader:
                 _write_features(reader, opened, work, progress, batch_rows)
-                np.save(tree / f"{split}.keys.npy", np.array(reader.keys))
+                _write_keys(tree / f"{split}.keys.npy", reader.keys)
         (tree / _FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
     return out
 
@@ -168,7 +172,7 @@ def _write_features(reader: CropReader, model: Model, work: _Work, progress: Pro
     """Write `<split>.npy` row by row, from where an earlier run stopped."""
     split, num_rows = reader.split, len(reader)
     path, done = work.tree / f"{split}.npy", work.rows_done(split)
-    header = _npy_header(num_rows, model.dim)
+    header = _npy_header(np.float32, num_rows, model.dim)
     noted_s = time.monotonic()
     with path.open("r+b" if done else "wb", buffering=0) as file:
         _write(file, b"" if done else header, path)
@@ -187,11 +191,19 @@ def _write_features(reader: CropReader, model: Model, work: _Work, progress: Pro
             progress(f"embedding {split}", rows.stop, num_rows)
 
 
-def _npy_header(num_rows: int, dim: int) -> bytes:
-    """Return what `numpy.save` writes before the values of a (num_rows, dim) float32 array."""
+def _write_keys(path: Path, keys: Sequence[str]) -> None:
+    """Write what `numpy.save` would, without an array of all keys: 4 bytes a letter, each as long as the longest."""
+    dtype = np.dtype(("U", max(map(len, keys))))
+    with path.open("wb", buffering=0) as file:
+        _write(file, _npy_header(dtype, len(keys)), path)
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            _write(file, np.array(keys[start : start + _KEYS_AT_ONCE], dtype).tobytes(), path)
+
+
+def _npy_header(dtype: npt.DTypeLike, *shape: int) -> bytes:
+    """Return what `numpy.save` writes before the values of an array."""
     header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(np.float32))
-    facts = {"descr": descr, "fortran_order": False, "shape": (num_rows, dim)}
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, facts)
     return header.getvalue()
 
@@ -245,18 +257,41 @@ def read_features(folder: str | Path, split: str, features: str | Path) -> Featu
         ManifestError: it is damaged.
         SplitNotFoundError: it has no such split.
         FeaturesError: there are none, or they are of another content.
+        CamerasFileError: its `cameras.csv` is malformed.
     """
     features = Path(features)
     facts = _read_facts(features)
     with CropReader(folder, split) as reader:
         try:
-            values = np.load(features / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-            keys = np.load(features / f"{split}.keys.npy", allow_pickle=False).tolist()
+            values, keys = (
+                np.load(features / name, mmap_mode="r", allow_pickle=False)
+                for name in (f"{split}.npy", f"{split}.keys.npy")
+            )
         except (OSError, ValueError) as error:
             raise FeaturesError(features, f"no features of {split} ({error})") from error
         if facts is None or facts["content_sha256"] != reader.manifest.content_sha256:
             raise FeaturesError(features, f"they were made of another content than that of {folder}")
-        if keys != reader.keys or len(values) != len(keys):
+        if len(values) != len(reader) or not _are_keys(keys, reader.keys):
             raise FeaturesError(features, f"their keys are not those of {split}")
         columns = {name: reader.meta[name].to_numpy() for name in _COLUMNS}
-        return Features(np.asarray(values), reader.pids, reader.camids, reader.keys, columns)
+        described = _camera_columns(reader.folder, reader.camids)
+        return Features(np.asarray(values), reader.pids, reader.camids, reader.keys, described | columns)
+
+
+def _are_keys(stored: npt.NDArray[Any], keys: Sequence[str]) -> bool:
+    return stored.shape == (len(keys),) and all(
+        stored[start : start + _KEYS_AT_ONCE].tolist() == keys[start : start + _KEYS_AT_ONCE]
+        for start in range(0, len(keys), _KEYS_AT_ONCE)
+    )
+
+
+def _camera_columns(folder: Path, camids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
+    """Return what the owner says of the camera of each crop, by column of `cameras.csv`; nothing without that file."""
+    path = folder / CAMERAS_FILE
+    cameras = {camera.camid: camera.columns for camera in (read_cameras(path) if path.is_file() else ())}
+    names = dict.fromkeys(name for columns in cameras.values() for name in columns if name != "camid")
+    found, rows = np.unique(camids, return_inverse=True)
+    return {
+        name: np.array([cameras.get(camid, {}).get(name) or _UNKNOWN for camid in found.tolist()], object)[rows]
+        for name in names
+    }

@@ -102,8 +102,32 @@ def test_shares_of_several_processes_are_merged() -> None:
     for share in shares:
         whole.merge(share)
     assert whole.compute().mAP == expected.mAP
-    with pytest.raises(EvaluationError, match="some are missing. Merge the accumulators of all processes"):
+    with pytest.raises(EvaluationError, match="expected every row of .* Merge the accumulators of all processes"):
         shares[1].compute()
+
+
+def test_a_share_that_is_missing_at_the_end_is_noticed() -> None:
+    parts, expected = batches(size=50)
+    first, second = FeatureAccumulator(20, num_rows=100), FeatureAccumulator(20)
+    first.update(parts[0], rows=range(50))
+    second.update(parts[1], rows=range(50, 100))
+    with pytest.raises(EvaluationError, match=r"50 different rows were given, from row 0 to row 49; expected every"):
+        first.compute()
+    first.merge(second)
+    assert first.compute().mAP == expected.mAP
+    alone = FeatureAccumulator(20, num_rows=100)
+    alone.update(parts[0])
+    with pytest.raises(EvaluationError, match="expected every row of 100"):
+        alone.compute()
+
+
+def test_empty_accumulators_change_nothing() -> None:
+    parts, expected = batches(size=100)
+    accumulator = FeatureAccumulator(20)
+    accumulator.merge(FeatureAccumulator(20))
+    accumulator.update(parts[0])
+    accumulator.merge(FeatureAccumulator(20))
+    assert accumulator.compute().mAP == expected.mAP
 
 
 def test_accumulator_says_what_it_misses() -> None:

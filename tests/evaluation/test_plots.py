@@ -102,6 +102,15 @@ def test_heat_map_holds_the_pairs_and_writes_them_down(pairs) -> None:
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "1", "2", "3"]
 
 
+def test_heat_map_of_many_cameras_is_of_a_size_to_be_looked_at() -> None:
+    number = 200
+    camids = np.arange(number)
+    square = np.full((number, number), 0.5)
+    figure = plot_camera_pairs(CameraPairs(camids, camids, square.astype(np.int64) + 1, square, square))
+    assert figure.get_size_inches().max() < 40
+    assert not figure.axes[0].texts
+
+
 def test_pictures_are_the_same_bytes_every_time(scores, pairs) -> None:
     for draw in (lambda: plot_average_precision(scores), lambda: plot_camera_pairs(pairs)):
         png = figure_png(draw())

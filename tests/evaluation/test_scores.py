@@ -36,12 +36,15 @@ def scores():
 def test_plain_numbers(scores) -> None:
     plain = scores.to_dict()
     assert list(plain) == [
-        "mAP", "rank1", "rank5", "rank10", "mINP", "num_query", "num_valid_query", "num_gallery", "skipped",
-        "ambiguity", "protocol", "tie", "warnings",
+        "mAP", "rank1", "rank5", "rank10", "mINP", "r_precision", "num_query", "num_valid_query", "num_gallery",
+        "skipped", "ambiguity", "protocol", "tie", "warnings",
     ]  # fmt: skip
     parsed = json.loads(scores.to_json())
     assert len(parsed.pop("cmc")) == 50
     assert parsed == plain
+    assert (plain["protocol"]["name"], plain["protocol"]["junk_pids"]) == ("market1501", [-1])
+    assert plain["r_precision"] == scores.r_precision()
+    assert evaluate(*people()[0], protocol="single_gallery_shot").to_dict()["r_precision"] is None
     short = evaluate(*people()[0], max_rank=3)
     assert "rank5" not in short.to_dict()
     assert json.loads(short.to_json())["cmc"] == short.cmc.tolist()
@@ -65,6 +68,8 @@ def test_groups_are_the_scores_of_their_queries_alone(scores) -> None:
         alone = evaluate(*(part[chosen] if number % 2 == 0 else part for number, part in enumerate(arrays)))
         assert (group.num_query, group.num_valid_query) == (chosen.sum(), alone.num_valid_query)
         assert (group.mAP, group.rank1, group.mINP) == pytest.approx((alone.mAP, alone.rank(1), alone.mINP))
+        interval = alone.intervals()["mAP"]
+        assert (group.mAP_low, group.mAP_high) == pytest.approx((interval.low, interval.high))
 
 
 def test_columns_of_words_and_of_many_numbers(scores) -> None:
@@ -76,7 +81,9 @@ def test_columns_of_words_and_of_many_numbers(scores) -> None:
     assert all(low[1] < high[0] for low, high in itertools.pairwise(edges))
     assert sum(group.num_query for group in scores.by("num_positives").groups) == 120
     lines = scores.by("place").table().splitlines()
-    assert lines[0] == "place   queries    mAP  Rank-1   mINP"
+    assert lines[0] == "place   queries    mAP   from     to  Rank-1   mINP"
+    asia = scores.by("place").groups[0]
+    assert lines[1].split()[2:5] == [f"{100 * value:.1f}" for value in (asia.mAP, asia.mAP_low, asia.mAP_high)]
     assert [line.split()[0] for line in lines[1:]] == ["asia", "europe"]
 
 
@@ -90,6 +97,8 @@ def test_groups_without_a_positive_are_none_in_json() -> None:
         "num_query": 60,
         "num_valid_query": 0,
         "mAP": None,
+        "mAP_low": None,
+        "mAP_high": None,
         "rank1": None,
         "mINP": None,
     }
@@ -154,6 +163,28 @@ def test_intervals_cover_what_they_promise() -> None:
     assert 0.87 <= held / 200 <= 0.99
 
 
+def test_every_camera_is_a_group_however_many_there_are() -> None:
+    (query, gallery, query_pids, gallery_pids, _, gallery_camids), _ = people()
+    scores = evaluate(query, gallery, query_pids, gallery_pids, 100 + np.arange(120), gallery_camids)
+    assert [group.name for group in scores.by("camera").groups] == [str(camid) for camid in range(100, 220)]
+
+
+def test_a_column_does_not_hide_the_cameras(scores) -> None:
+    arrays, _ = people()
+    named = evaluate(*arrays, query_columns={"camera": np.full(120, "door")})
+    assert named.by("camera") == scores.by("camera")
+
+
+def test_one_person_has_no_interval_and_json_says_null(scores) -> None:
+    (query, gallery, query_pids, *others), _ = people()
+    alone = evaluate(query, gallery, np.where(query_pids == query_pids[0], query_pids, 99), *others)
+    assert alone.num_valid_query > 1
+    assert all(np.isnan([one.low, one.high]).all() for one in alone.intervals().values())
+    found = compare(alone, alone)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["differences"]["mAP"]["low"] is None
+    assert found.table().splitlines()[1].split() == ["mAP", "+0.00", "–"]
+
+
 def test_comparison_is_paired() -> None:
     arrays, _ = people()
     better, _ = people(noise=0.95)
@@ -180,11 +211,44 @@ def test_only_what_is_alike_is_compared() -> None:
     others, _ = people(seed=1)
     with pytest.raises(EvaluationError, match="the two models have other query_pids"):
         compare(scores, evaluate(*others))
+    with pytest.raises(EvaluationError, match="scores with tie 'worst' and 'best' cannot be compared"):
+        compare(scores, evaluate(*arrays, tie="best"))
+    changed = replace(PROTOCOLS["market1501"], mean="all")
+    with pytest.raises(EvaluationError, match="'market1501' and \"market1501 with mean 'all'\" cannot be compared"):
+        compare(scores, evaluate(*arrays, protocol=changed))
+
+
+def test_models_with_other_right_crops_are_not_compared() -> None:
+    arrays, _ = people()
+    features, pids, camids = (np.concatenate(arrays[number : number + 2]) for number in (0, 2, 4))
+    rest = features, features, pids, pids, camids, camids
+    itself, other = np.arange(len(pids)), np.full(len(pids), -1)
+    first = evaluate(*rest, protocol="all_cameras", query_in_gallery=itself)
+    with pytest.raises(EvaluationError, match="have other query_in_gallery"):
+        compare(first, evaluate(*rest, protocol="all_cameras", query_in_gallery=other))
+    places = [np.array(["asia", "europe"])[(camids + shift) % 2] for shift in (0, 1)]
+    scores = [
+        evaluate(
+            *rest,
+            protocol="leave_one_continent_out",
+            query_columns={"continent": place},
+            gallery_columns={"continent": place},
+        )
+        for place in places
+    ]
+    with pytest.raises(EvaluationError, match=r"have other query_columns\['continent'\]"):
+        compare(*scores)
+
+
+def test_models_are_compared_at_the_ranks_that_both_have(scores) -> None:
+    arrays, _ = people()
+    short = evaluate(*arrays, max_rank=3)
+    for pair in ((scores, short), (short, scores)):
+        assert list(compare(*pair).differences) == ["mAP", "rank1", "mINP"]
 
 
 def test_ranks_of_single_shot_galleries_are_no_ranks() -> None:
     scores = evaluate(*people()[0], protocol="single_gallery_shot")
-    assert scores.r_precision is not None
     for call in (scores.r_precision, lambda: scores.mAP_at(5)):
         with pytest.raises(EvaluationError, match="protocol 'single_gallery_shot' draws one of them"):
             call()
@@ -203,6 +267,16 @@ def test_protocols_refuse_what_makes_no_sense() -> None:
         with pytest.raises(EvaluationError, match=message):
             Protocol("mine", **options)
     assert [name for name, protocol in PROTOCOLS.items() if name != protocol.name or not protocol.source] == []
+
+
+def test_changed_protocols_say_what_they_changed(scores) -> None:
+    changed = replace(PROTOCOLS["market1501"], junk_pids=(-1, 0), source="mine")
+    found = evaluate(*people()[0], protocol=changed)
+    assert found.summary().endswith("; protocol market1501 with junk_pids (-1, 0)")
+    assert found.markdown_row("mine").endswith("| market1501 with junk_pids (-1, 0) |")
+    assert found.to_dict()["protocol"]["junk_pids"] == [-1, 0]
+    assert replace(changed, name="mine").title == "mine"
+    assert [protocol.title for protocol in PROTOCOLS.values()] == list(PROTOCOLS)
 
 
 def test_blocks_and_labels_are_public() -> None:

@@ -44,6 +44,32 @@ def test_features_are_those_of_the_rows(packed_any: Path) -> None:
             assert found.keys == reader.keys
 
 
+def test_features_know_what_the_owner_says_of_cameras(packed: Path, tmp_path: Path) -> None:
+    out = embed(packed, SPLITS, "colour", tmp_path / "features")
+    found = read_features(packed, "gallery", out)
+    scenes = {0: "street", 1: "mall", 21: "beach"}
+    assert found.columns["scene"].tolist() == [scenes[camid] for camid in found.camids.tolist()]
+    lines = (packed / "cameras.csv").read_text().splitlines()
+    (packed / "cameras.csv").write_text("\n".join(lines[:2]))
+    found = read_features(packed, "gallery", out)
+    assert set(found.columns["scene"][found.camids != 0]) == {"unknown"}
+    (packed / "cameras.csv").unlink()
+    assert set(read_features(packed, "gallery", out).columns) == {"continent", "seq", "frame", "width", "height"}
+
+
+def test_keys_are_written_as_numpy_writes_them(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entire_id.loading.embed._KEYS_AT_ONCE", 5)
+    out = embed(packed, ["query"], "colour", tmp_path / "features")
+    with CropReader(packed, "query") as reader:
+        np.save(tmp_path / "expected.npy", np.array(reader.keys))
+    assert (out / "query.keys.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+    assert len(read_features(packed, "query", out).keys) == 12
+    keys = np.load(out / "query.keys.npy")
+    np.save(out / "query.keys.npy", keys[::-1])
+    with pytest.raises(FeaturesError, match="their keys are not those of query"):
+        read_features(packed, "query", out)
+
+
 def test_features_are_the_same_twice_and_replace_older_ones(packed: Path, tmp_path: Path) -> None:
     out = embed(packed, SPLITS, "colour", tmp_path / "features")
     first = {path.name: path.read_bytes() for path in out.iterdir()}
