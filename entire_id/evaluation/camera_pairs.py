@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
 from entire_id.evaluation.arrays import Tensor, to_numpy
+from entire_id.evaluation.blocks import checked_blocks
 from entire_id.evaluation.counting import Kernel, Tie, count_negatives
 from entire_id.evaluation.labels import Labels, PairIndex
 from entire_id.evaluation.protocols import Protocol, find_protocol
-from entire_id.evaluation.ranking import checked_blocks
 from entire_id.evaluation.tally import Part, tally
 
 __all__ = ["MAX_CAMERAS", "CameraPairCounter", "CameraPairs", "evaluate_camera_pairs", "why_no_camera_pairs"]

@@ -10,20 +10,19 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation.arrays import FloatArray, Tensor, is_tensor
+from entire_id.evaluation.arrays import FloatArray, Int64Array, Tensor, is_tensor
 from entire_id.evaluation.labels import PairIndex
 
 __all__ = ["Counts", "Kernel", "Tie", "count_negatives", "take_positives"]
 
 Kernel = Literal["auto", "numpy", "numba"]
-"""What counts in numpy arrays: `auto` is numba where it is installed, and numpy otherwise. Tensors count themselves."""
+"""What counts in numpy arrays: `auto` is numba where it works, and numpy otherwise. Tensors count themselves."""
 
 Tie = Literal["worst", "best", "stable"]
 """Where a positive stands among negatives of exactly its score: below all, above all, or by the gallery's order."""
@@ -31,7 +30,7 @@ Tie = Literal["worst", "best", "stable"]
 _SCORES_PER_THREAD = 1 << 20  # fewer are counted before another thread has started
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Counts:
     """The negatives above each positive of some queries.
 
@@ -44,20 +43,20 @@ class Counts:
         chosen: (n,) int64 negatives that stand above it by the rule for ties.
     """
 
-    num_positives: npt.NDArray[np.int64]
+    num_positives: Int64Array
     scores: FloatArray
-    columns: npt.NDArray[np.int64]
-    at_least: npt.NDArray[np.int64]
-    above: npt.NDArray[np.int64]
-    chosen: npt.NDArray[np.int64]
+    columns: Int64Array
+    at_least: Int64Array
+    above: Int64Array
+    chosen: Int64Array
 
     @property
-    def places(self) -> npt.NDArray[np.int64]:
+    def places(self) -> Int64Array:
         """(n,) the place of each positive among those of its query, from 1."""
         return np.arange(1, len(self.scores) + 1) - np.repeat(self.starts, self.num_positives)
 
     @property
-    def starts(self) -> npt.NDArray[np.int64]:
+    def starts(self) -> Int64Array:
         """(b,) where the positives of each query start."""
         return np.cumsum(self.num_positives) - self.num_positives
 
@@ -90,9 +89,7 @@ def count_negatives(block: Tensor, first: int, index: PairIndex, tie: Tie = "wor
     return Counts(num_positives, scores, columns, at_least, above, chosen)
 
 
-def take_positives(
-    block: Tensor, first: int, index: PairIndex
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray]:
+def take_positives(block: Tensor, first: int, index: PairIndex) -> tuple[Int64Array, Int64Array, FloatArray]:
     """Return row, gallery crop and score of the positives of the queries from `first` on.
 
     They go query by query, descending within each; of equal scores the first in the gallery comes first. Afterwards
@@ -114,13 +111,11 @@ def take_positives(
     return rows, columns[order], scores[order]
 
 
-def _take(block: FloatArray, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> FloatArray:
+def _take(block: FloatArray, rows: Int64Array, columns: Int64Array) -> FloatArray:
     return block[rows, columns]
 
 
-def _hide(
-    block: FloatArray, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], index: PairIndex, first: int
-) -> None:
+def _hide(block: FloatArray, rows: Int64Array, columns: Int64Array, index: PairIndex, first: int) -> None:
     """Overwrite what is no negative."""
     block[rows, columns] = -np.inf
     if len(index.junk):
@@ -136,23 +131,39 @@ def _counter(block: Tensor, kernel: Kernel) -> Any:  # noqa: ANN401 a function l
         from entire_id.evaluation.counting_torch import count
 
         return count
-    if kernel == "numpy" or (kernel == "auto" and find_spec("numba") is None):
-        return lambda *arguments: _count(_count_rows, *arguments)
-    from entire_id.evaluation.counting_numba import count_rows
-
+    count_rows = _row_counter(kernel)
     return lambda *arguments: _count(count_rows, *arguments)
+
+
+def _row_counter(kernel: Kernel) -> Any:  # noqa: ANN401 a function like `_count_rows`
+    if kernel == "numpy":
+        return _count_rows
+    compiled, reason = _compiled()
+    if compiled is None and kernel == "numba":
+        raise EvaluationError(f"kernel 'numba' cannot be used ({reason}); type: pip install 'entire-id[fast]'")
+    return compiled or _count_rows
+
+
+@cache  # a failed import is not remembered, and would be tried for every block
+def _compiled() -> tuple[Any, str]:
+    """Return the compiled `_count_rows`, or None, and why there is none."""
+    try:
+        from entire_id.evaluation.counting_numba import count_rows
+    except Exception as error:  # what numba raises where it does not go with numpy shares no other class
+        return None, str(error)
+    return count_rows, ""
 
 
 def _count(
     count_rows: Any,  # noqa: ANN401 a function like `_count_rows`
     block: FloatArray,
     scores: FloatArray,
-    num_positives: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    num_positives: Int64Array,
+) -> tuple[Int64Array, Int64Array]:
     """Count with as many threads as there are processors; each takes a run of rows."""
     bounds = np.concatenate([[0], np.cumsum(num_positives)])
     at_least, above = np.zeros(len(scores), np.int64), np.zeros(len(scores), np.int64)
-    num_threads = min(len(os.sched_getaffinity(0)), len(block), 1 + block.size // _SCORES_PER_THREAD)
+    num_threads = min(_num_processors(), len(block), 1 + block.size // _SCORES_PER_THREAD)
     edges = np.linspace(0, len(block), num_threads + 1).astype(np.int64).tolist()
 
     def count(start: int, stop: int) -> None:
@@ -166,12 +177,19 @@ def _count(
     return at_least, above
 
 
+def _num_processors() -> int:
+    """Return how many processors this process may use, where the system tells, or how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _count_rows(  # noqa: PLR0913 what every kernel takes
     block: FloatArray,
     scores: FloatArray,
-    bounds: npt.NDArray[np.int64],
-    at_least: npt.NDArray[np.int64],
-    above: npt.NDArray[np.int64],
+    bounds: Int64Array,
+    at_least: Int64Array,
+    above: Int64Array,
     start: int,
     stop: int,
 ) -> None:

@@ -6,17 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
-from entire_id.errors import EvaluationError
-
-try:
-    from numba import njit
-except ImportError as error:
-    raise EvaluationError("kernel 'numba' is not installed; type: pip install 'entire-id[fast]'") from error
+from entire_id.evaluation.arrays import Int64Array
 
 __all__ = ["count_rows"]
-
-Integers = npt.NDArray[np.int64]
 
 _RUN = 256  # entries that are compared with one positive after another while they are close at hand
 
@@ -24,9 +18,9 @@ _RUN = 256  # entries that are compared with one positive after another while th
 def _count_rows(  # noqa: PLR0913 what every kernel takes
     block: npt.NDArray[Any],
     scores: npt.NDArray[Any],
-    bounds: Integers,
-    at_least: Integers,
-    above: Integers,
+    bounds: Int64Array,
+    at_least: Int64Array,
+    above: Int64Array,
     start: int,
     stop: int,
 ) -> None:

@@ -6,23 +6,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from entire_id.evaluation.arrays import FloatArray, Int64Array
 from entire_id.evaluation.labels import PairIndex
 
 __all__ = ["count", "hide", "take"]
 
-Integers = npt.NDArray[np.int64]
-
 _RUN_SCORES = 1 << 24  # entries compared at once: 64 MiB of places
 
 
-def take(block: torch.Tensor, rows: Integers, columns: Integers) -> npt.NDArray[np.floating]:
+def take(block: torch.Tensor, rows: Int64Array, columns: Int64Array) -> FloatArray:
     """Return the scores of some pairs."""
     taken = block[_on(block, rows), _on(block, columns)]
-    scores: npt.NDArray[np.floating] = taken.cpu().numpy()
+    scores: FloatArray = taken.cpu().numpy()
     return scores
 
 
-def hide(block: torch.Tensor, rows: Integers, columns: Integers, index: PairIndex, first: int) -> None:
+def hide(block: torch.Tensor, rows: Int64Array, columns: Int64Array, index: PairIndex, first: int) -> None:
     """Overwrite what is no negative."""
     block[_on(block, rows), _on(block, columns)] = -torch.inf
     block[:, _on(block, index.junk)] = -torch.inf
@@ -32,7 +31,7 @@ def hide(block: torch.Tensor, rows: Integers, columns: Integers, index: PairInde
         block[others] = -torch.inf
 
 
-def count(block: torch.Tensor, scores: npt.NDArray[np.floating], num_positives: Integers) -> tuple[Integers, Integers]:
+def count(block: torch.Tensor, scores: FloatArray, num_positives: Int64Array) -> tuple[Int64Array, Int64Array]:
     """Return for each positive how many entries of its row score at least as high, and how many higher."""
     most = int(num_positives.max(initial=0))
     if not most:

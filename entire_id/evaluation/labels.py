@@ -10,16 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation.arrays import to_numpy
+from entire_id.evaluation.arrays import BoolArray, Int64Array, to_numpy
 from entire_id.evaluation.protocols import Protocol
 from entire_id.records import NO_NUMBER, UNKNOWN_CONTINENT
 
-__all__ = ["Labels", "PairIndex", "Pairs"]
+__all__ = ["Labels", "PairIndex", "Pairs", "integers"]
 
 Columns = Mapping[str, npt.ArrayLike]
 
+_MAX_INT64 = np.iinfo(np.int64).max
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Labels:
     """Whose the crops are.
 
@@ -34,13 +36,13 @@ class Labels:
         has_cameras: whether cameras were given.
     """
 
-    query_pids: npt.NDArray[np.int64]
-    gallery_pids: npt.NDArray[np.int64]
-    query_camids: npt.NDArray[np.int64]
-    gallery_camids: npt.NDArray[np.int64]
+    query_pids: Int64Array
+    gallery_pids: Int64Array
+    query_camids: Int64Array
+    gallery_camids: Int64Array
     query_columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     gallery_columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    query_in_gallery: npt.NDArray[np.int64] | None = None
+    query_in_gallery: Int64Array | None = None
     has_cameras: bool = True
 
     @classmethod
@@ -64,12 +66,12 @@ class Labels:
             >>> Labels.of([7], [7, 8], [0], [1, 1]).gallery_pids
             array([7, 8])
         """
-        pids = _integers(query_pids, None, "query_pids"), _integers(gallery_pids, None, "gallery_pids")
+        pids = integers(query_pids, None, "query_pids"), integers(gallery_pids, None, "gallery_pids")
         has_cameras = query_camids is not None and gallery_camids is not None
         if not has_cameras and (query_camids is not None or gallery_camids is not None):
             raise EvaluationError("cameras are given of query or gallery alone; give both, or none")
         camids = [
-            np.zeros(len(of), np.int64) if values is None else _integers(values, len(of), name)
+            np.zeros(len(of), np.int64) if values is None else integers(values, len(of), name)
             for values, of, name in zip(
                 (query_camids, gallery_camids), pids, ("query_camids", "gallery_camids"), strict=True
             )
@@ -84,7 +86,7 @@ class Labels:
             has_cameras,
         )
 
-    def of_queries(self, rows: npt.NDArray[np.int64]) -> Labels:
+    def of_queries(self, rows: Int64Array) -> Labels:
         """Return the labels of some queries alone; the gallery stays."""
         return replace(
             self,
@@ -110,7 +112,17 @@ class Labels:
         return self.query_columns[name], self.gallery_columns[name]
 
 
-def _integers(values: npt.ArrayLike, length: int | None, name: str) -> npt.NDArray[np.int64]:
+def integers(values: npt.ArrayLike, length: int | None, name: str) -> Int64Array:
+    """Return (n,) integers, checked.
+
+    Args:
+        values: of any integer type.
+        length: n, any from 1 on if None.
+        name: what they are called in errors.
+
+    Raises:
+        EvaluationError: they are no integers, have another shape, are none at all, or do not fit into int64.
+    """
     array = to_numpy(values)
     expected = "(n,)" if length is None else f"({length},)"
     shape_is_right = array.ndim == 1 and (length is None or len(array) == length)
@@ -118,6 +130,8 @@ def _integers(values: npt.ArrayLike, length: int | None, name: str) -> npt.NDArr
         raise EvaluationError(f"{name} are {array.dtype} {array.shape}; expected integers {expected}")
     if not len(array):
         raise EvaluationError(f"{name} are empty; there is nothing to score")
+    if array.dtype == np.uint64 and array.max() > _MAX_INT64:
+        raise EvaluationError(f"{name} go up to {array.max()}; expected integers of 64 bits with a sign")
     return array.astype(np.int64)
 
 
@@ -129,10 +143,8 @@ def _columns(columns: Columns | None, length: int, side: str) -> dict[str, npt.N
     return arrays
 
 
-def _itself(
-    values: npt.ArrayLike, query_pids: npt.NDArray[np.int64], gallery_pids: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    itself = _integers(values, len(query_pids), "query_in_gallery")
+def _itself(values: npt.ArrayLike, query_pids: Int64Array, gallery_pids: Int64Array) -> Int64Array:
+    itself = integers(values, len(query_pids), "query_in_gallery")
     if itself.max() >= len(gallery_pids) or itself.min() < -1:
         raise EvaluationError(f"query_in_gallery is not in -1..{len(gallery_pids) - 1}")
     wrong = np.flatnonzero((itself >= 0) & (gallery_pids[itself] != query_pids))
@@ -145,7 +157,7 @@ def _itself(
     return itself
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
     """Some queries with the gallery crops that do not simply count as wrong for them.
 
@@ -155,9 +167,9 @@ class Pairs:
         is_positive: (n,) which of them are right; the others are ignored.
     """
 
-    rows: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
-    is_positive: npt.NDArray[np.bool_]
+    rows: Int64Array
+    columns: Int64Array
+    is_positive: BoolArray
 
 
 class PairIndex:
@@ -200,7 +212,7 @@ class PairIndex:
         columns = self._by_pid[np.repeat(self._starts[start:stop], lengths) + places]
         return Pairs(rows, columns, self._is_positive(rows + start, columns))
 
-    def _is_positive(self, queries: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def _is_positive(self, queries: Int64Array, columns: Int64Array) -> BoolArray:
         labels = self.labels
         right = np.ones(len(queries), bool)
         if self.protocol.positives != "any-camera":
@@ -215,17 +227,19 @@ class PairIndex:
         return right
 
 
-def _groups(labels: Labels, protocol: Protocol) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+def _groups(labels: Labels, protocol: Protocol) -> tuple[Int64Array, Int64Array] | None:
     """Return numbers of the groups that queries search in."""
     if protocol.within == "everything":
         return None
     if protocol.within == "camera":
         return labels.query_camids, labels.gallery_camids
     query, gallery = labels.pair_of_columns(protocol.within)
-    if (query == UNKNOWN_CONTINENT).all() and (gallery == UNKNOWN_CONTINENT).all():
+    unknown = [int((values == UNKNOWN_CONTINENT).sum()) for values in (query, gallery)]
+    if any(unknown):
         raise EvaluationError(
-            f"protocol {protocol.name!r} needs to know where crops were taken, and every continent is 'unknown'; put a "
-            "cameras.csv beside the crops and pack them again"
+            f"protocol {protocol.name!r} needs to know where crops were taken, and the continent of {unknown[0]:,} of "
+            f"{len(query):,} query crops and {unknown[1]:,} of {len(gallery):,} gallery crops is 'unknown'; name every "
+            "camera in a cameras.csv beside the crops and pack them again"
         )
     numbers = np.unique(np.concatenate([query, gallery]), return_inverse=True)[1].astype(np.int64)
     return numbers[: len(query)], numbers[len(query) :]

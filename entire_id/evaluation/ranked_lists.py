@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.evaluation.arrays import FloatArray, Tensor, to_numpy
+from entire_id.evaluation.blocks import checked_blocks
 from entire_id.evaluation.counting import Tie, take_positives
 from entire_id.evaluation.labels import Labels, PairIndex
 from entire_id.evaluation.protocols import Protocol, find_protocol
-from entire_id.evaluation.ranking import checked_blocks
 from entire_id.evaluation.scores import Scores
 
 __all__ = ["RankedList", "choose_queries", "rank_blocks"]

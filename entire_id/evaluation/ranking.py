@@ -7,7 +7,8 @@ ICCV 2015); `protocols` holds other rules. A tie counts against the model unless
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -15,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation.arrays import Tensor, is_tensor, to_numpy
+from entire_id.evaluation.arrays import Int64Array, Tensor, to_numpy
+from entire_id.evaluation.blocks import checked_blocks
 from entire_id.evaluation.counting import Kernel, Tie, count_negatives
 from entire_id.evaluation.features import as_matrix, pool_features, score_blocks
-from entire_id.evaluation.labels import Labels, PairIndex
+from entire_id.evaluation.labels import Labels, PairIndex, integers
 from entire_id.evaluation.protocols import Protocol, find_protocol
 from entire_id.evaluation.scores import Scores, mean_over
 from entire_id.evaluation.single_shot import Identities, draw_galleries
 from entire_id.evaluation.tally import Part, tally
 from entire_id.records import Progress, no_progress
 
-__all__ = ["Scores", "checked_blocks", "evaluate", "evaluate_blocks"]
+__all__ = ["evaluate", "evaluate_blocks"]
 
 _AMBIGUOUS = 1e-4  # a fiftieth of the differences that papers report
 
@@ -46,7 +48,7 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
     query_columns: Mapping[str, npt.ArrayLike] | None = None,
     gallery_columns: Mapping[str, npt.ArrayLike] | None = None,
     query_in_gallery: npt.ArrayLike | None = None,
-    train_pids: npt.ArrayLike | None = None,
+    train_pids: npt.ArrayLike | AbstractSet[int] | None = None,
     kernel: Kernel = "auto",
     progress: Progress = no_progress,
 ) -> Scores:
@@ -54,7 +56,7 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
 
     Args:
         query_features: (q, d) of any float type: a numpy array, also memory-mapped, or a torch tensor on any device.
-        gallery_features: (g, d), of the same kind.
+        gallery_features: (g, d) of any float type, on the same device.
         query_pids: (q,) int identities; -1 is junk.
         gallery_pids: (g,) int identities; -1 is junk.
         query_camids: (q,) int cameras. Protocols that know no cameras do without.
@@ -69,7 +71,8 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
             `leave_one_continent_out`.
         gallery_columns: the same of the gallery.
         query_in_gallery: (q,) int the gallery row that is the query itself, which it ignores; -1 where there is none.
-        train_pids: identities that the model was trained on; queries of these are counted in the warnings.
+        train_pids: int identities that the model was trained on, as an array, a list or a set; queries of these are
+            counted in the warnings.
         kernel: `auto`, `numpy` or `numba`: the scores are the same.
         progress: told how far it is.
 
@@ -94,13 +97,15 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
         gallery_columns=_with_seq(gallery_columns, gallery_seqs),
         query_in_gallery=query_in_gallery,
     )
+    seen = np.zeros(0, np.int64) if train_pids is None else _train_pids(train_pids)
     if protocol.pool_queries:
+        _check_pooling(labels, protocol)
         query_features, first_rows = pool_features(query_features, labels.query_pids, labels.query_camids)
         labels = labels.of_queries(first_rows)
     scores = _evaluate(
         score_blocks(query_features, gallery_features), labels, protocol, tie, max_rank, kernel, progress
     )
-    return scores if train_pids is None else _with_train_warning(scores, train_pids)
+    return _with_train_warning(scores, seen)
 
 
 def _check_lengths(features: Tensor, pids: npt.ArrayLike, side: str) -> None:
@@ -113,9 +118,21 @@ def _with_seq(columns: Mapping[str, npt.ArrayLike] | None, seqs: npt.ArrayLike |
     return dict(columns or {}) | ({} if seqs is None else {"seq": seqs})
 
 
-def _with_train_warning(scores: Scores, train_pids: npt.ArrayLike) -> Scores:
+def _check_pooling(labels: Labels, protocol: Protocol) -> None:
+    if labels.query_in_gallery is not None:
+        raise EvaluationError(
+            f"query_in_gallery names one gallery crop a query, and protocol {protocol.name!r} makes one query of "
+            "several crops; leave it out"
+        )
+
+
+def _train_pids(values: npt.ArrayLike | AbstractSet[int]) -> Int64Array:
+    return integers(list(values) if isinstance(values, AbstractSet) else values, None, "train_pids")
+
+
+def _with_train_warning(scores: Scores, train_pids: Int64Array) -> Scores:
     """Return the scores, warned of people that the model may have seen in training."""
-    seen = np.isin(scores.labels.query_pids, to_numpy(train_pids)) & ~np.isnan(scores.first_rank)
+    seen = np.isin(scores.labels.query_pids, train_pids) & ~np.isnan(scores.first_rank)
     if not seen.any():
         return scores
     warning = (
@@ -190,33 +207,6 @@ def _evaluate(  # noqa: PLR0913 those of `evaluate_blocks`
     return _scores(parts, index, tie, max_rank)
 
 
-def checked_blocks(blocks: Iterable[tuple[int, Tensor]], labels: Labels) -> Iterator[tuple[int, Tensor]]:
-    """Yield the blocks, and raise an EvaluationError where they are not what `evaluate_blocks` takes."""
-    num_query, num_gallery = len(labels.query_pids), len(labels.gallery_pids)
-    expected = 0
-    for first, block in blocks:
-        _check_block(first, block, expected, num_gallery)
-        expected += len(block)
-        if expected > num_query:
-            break
-        yield first, block
-    if expected != num_query:
-        raise EvaluationError(f"the blocks hold {expected:,} rows of scores for {num_query:,} queries")
-
-
-def _check_block(first: int, block: Tensor, expected: int, num_gallery: int) -> None:
-    if first != expected:
-        raise EvaluationError(f"a block starts with query {first:,}; expected query {expected:,}: blocks go in order")
-    if block.ndim != 2 or not len(block) or block.shape[1] != num_gallery:
-        raise EvaluationError(f"the block of query {first:,} has shape {tuple(block.shape)}; not (b, {num_gallery})")
-    if str(block.dtype).removeprefix("torch.") not in {"float32", "float64"}:
-        raise EvaluationError(f"the block of query {first:,} is {block.dtype}; expected float32 or float64")
-    if not is_tensor(block) and not block.flags.writeable:
-        raise EvaluationError(f"the block of query {first:,} is read-only; it is overwritten, so give a copy")
-    if not np.isfinite(float(block.max())) or not np.isfinite(float(block.min())):
-        raise EvaluationError(f"scores in the block of query {first:,} are NaN or infinite")
-
-
 def _scores(parts: list[Part], index: PairIndex, tie: Tie, max_rank: int) -> Scores:
     def joined(name: str) -> npt.NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -284,6 +274,11 @@ def _warnings(index: PairIndex, ambiguity: float, max_rank: int) -> tuple[str, .
 def _why_none_valid(index: PairIndex) -> str:
     """Return why no query has a positive, in a sentence that says what to do."""
     labels = index.labels
+    if index.is_junk_query.all():
+        return (
+            f"every query is junk: query pids are {_span(labels.query_pids)}, and protocol {index.protocol.name!r} "
+            f"skips {', '.join(map(str, index.protocol.junk_pids))}. Were identities read from the names rightly?"
+        )
     people = np.setdiff1d(np.intersect1d(labels.query_pids, labels.gallery_pids), index.protocol.junk_pids)
     if not len(people):
         return (
@@ -308,5 +303,5 @@ def _why_none_valid(index: PairIndex) -> str:
     )
 
 
-def _span(values: npt.NDArray[np.int64]) -> str:
+def _span(values: Int64Array) -> str:
     return f"{values.min()}..{values.max()}"

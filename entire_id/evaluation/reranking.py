@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation.nearest import Crops, FloatArray, Floats, Positions, Rows, highest, join, products
+from entire_id.evaluation.arrays import BoolArray, Float32Array, FloatArray, Int32Array, Int64Array, Tensor
+from entire_id.evaluation.features import beside, join, products
+from entire_id.evaluation.nearest import highest
 from entire_id.records import Progress, no_progress
 
 __all__ = ["PRESETS", "RerankConfig", "expand_queries", "rerank"]
-
-Booleans = npt.NDArray[np.bool_]
 
 _TABLE_CELLS = 4 << 20  # of what is worked on together
 _NOISE = 1e-6  # relative error of a float32 product, rounded up
@@ -103,19 +103,20 @@ PRESETS: Mapping[str, RerankConfig] = MappingProxyType(
 
 
 def rerank(
-    query_features: Floats,
-    gallery_features: Floats,
+    query_features: Tensor,
+    gallery_features: Tensor,
     config: RerankConfig | None = None,
     *,
     progress: Progress = no_progress,
-) -> Iterator[tuple[int, FloatArray]]:
+) -> Iterator[tuple[int, Float32Array]]:
     """Return blocks of re-ranked similarity, in the order of the queries.
 
     Neighbours at the same distance are taken in the order of their rows, queries before gallery.
 
     Args:
-        query_features: (q, d) float, in memory or memory-mapped.
-        gallery_features: (g, d) float.
+        query_features: (q, d) of any float type: a numpy array, also memory-mapped, or a torch tensor on any device.
+            The work is done on the CPU, with a copy in float32.
+        gallery_features: (g, d) of any float type, wherever it lies.
         config: what to do; `RerankConfig()` where None.
         progress: told how far it is.
 
@@ -124,7 +125,8 @@ def rerank(
         done as it is consumed: the first block comes once all neighbours are found.
 
     Raises:
-        EvaluationError: shapes disagree, a feature is not finite, or is all zero where it is to be scaled to length 1.
+        EvaluationError: not a float matrix; widths differ; a feature is not finite or longer than 1e15, or, where it is
+            to be scaled to length 1, all zero or shorter than 1e-15.
 
     Example:
         >>> features = np.eye(3)
@@ -132,13 +134,12 @@ def rerank(
         [(0, [0, 1, 2])]
     """
     config = config or RerankConfig()
-    crops = join({"query": query_features, "gallery": gallery_features}, unit=config.unit_features)
+    features = join({"query": query_features, "gallery": gallery_features}, unit=config.unit_features)
+    crops = _Crops(features, np.vecdot(features, features))
     return _reranked(crops, len(query_features), config, progress)
 
 
-def expand_queries(
-    query_features: Floats, gallery_features: Floats | None, k: int, *, alpha: float = 0.0
-) -> FloatArray:
+def expand_queries(query_features: Tensor, gallery_features: Tensor | None, k: int, *, alpha: float = 0.0) -> Tensor:
     """Return queries moved towards their nearest gallery crops.
 
     A query becomes q + Σ max(cos(q, x), 0)^alpha · x over its `k` nearest crops x, all of length 1, scaled to length 1.
@@ -147,18 +148,19 @@ def expand_queries(
     who take 3).
 
     Args:
-        query_features: (q, d) float.
-        gallery_features: (g, d) float. None expands every query by the other queries: given the gallery as queries,
-            that is database-side augmentation (Arandjelović and Zisserman, CVPR 2012).
+        query_features: (q, d) of any float type: a numpy array, also memory-mapped, or a torch tensor on any device.
+            The work is done on the CPU, with a copy in float32.
+        gallery_features: (g, d) of any float type, wherever it lies. None expands every query by the other queries:
+            given the gallery as queries, that is database-side augmentation (Arandjelović and Zisserman, CVPR 2012).
         k: neighbours, at least 1; all where there are fewer.
         alpha: 0 or more.
 
     Returns:
-        (q, d) float32 of length 1.
+        (q, d) float32 of length 1, a numpy array; a tensor where the queries are on another device, and there.
 
     Raises:
-        EvaluationError: shapes disagree, a feature is not finite or all zero, `k` or `alpha` is out of range, or a
-            query and its neighbours add up to zero.
+        EvaluationError: not a float matrix; widths differ; a feature is not finite, all zero, or its length is not in
+            1e-15..1e15; `k` or `alpha` is out of range; or a query and its neighbours add up to zero.
 
     Example:
         >>> expand_queries(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0], [-1.0, 0.0]]), 1)
@@ -171,24 +173,38 @@ def expand_queries(
     parts = {"query": query_features}
     if gallery_features is not None:
         parts["gallery"] = gallery_features
-    crops = join(parts, unit=True)
+    unit = join(parts, unit=True)
     num_query, alone = len(query_features), gallery_features is None
-    first_other = 0 if alone else num_query
-    num_other = crops.num - first_other
-    others = crops.rows(first_other, num_other)
-    expanded = np.empty((num_query, crops.features.shape[1]), np.float32)
-    for first, scores in products(crops.rows(0, num_query), others, num_query):
-        scores[:, num_other:] = -np.inf
+    queries, others = unit[:num_query], unit if alone else unit[num_query:]
+    expanded = np.empty_like(queries)
+    for first, scores in products(queries, others):
+        numbers = np.arange(first, first + len(scores))
         if alone:
-            scores[np.arange(len(scores)), np.arange(first, first + len(scores))] = -np.inf
-        near = highest(scores, min(k, num_other - alone))
+            scores[numbers - first, numbers] = -np.inf
+        near = highest(scores, min(k, len(others) - alone))
         weights = np.maximum(np.take_along_axis(scores, near, 1), 0) ** np.float32(alpha)
-        for row, number in enumerate(range(first, first + len(scores))):
-            expanded[number] = crops.features[number] + weights[row] @ others[near[row]]
-    return join({"expanded query": expanded}, unit=True).features[:num_query]
+        for number, columns, of in zip(numbers.tolist(), near, weights, strict=True):
+            expanded[number] = queries[number] + of @ others[columns]
+    return beside(join({"expanded query": expanded}, unit=True), query_features)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Crops:
+    """All crops, queries first.
+
+    Attributes:
+        features: (n, d) float32.
+        squares: (n,) float32 squared length of each.
+    """
+
+    features: Float32Array
+    squares: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sets:
     """Weighted sets of rows, one set after another: set i has `members[starts[i] : starts[i + 1]]`, and so its weights.
 
@@ -198,11 +214,11 @@ class _Sets:
         weights: one for each member, float32 or float16.
     """
 
-    starts: Positions
-    members: Rows
-    weights: Floats
+    starts: Int64Array
+    members: Int32Array
+    weights: FloatArray
 
-    def entries(self, sets: Rows) -> tuple[Positions, Positions]:
+    def entries(self, sets: Int32Array) -> tuple[Int64Array, Int64Array]:
         """Return for every member of each of `sets`: which of `sets` it is of, and its position in `members`."""
         lengths = self.starts[sets + 1] - self.starts[sets]
         owners = np.repeat(np.arange(len(sets)), lengths)
@@ -211,18 +227,17 @@ class _Sets:
 
 
 def _reranked(
-    crops: Crops, num_query: int, config: RerankConfig, progress: Progress
-) -> Iterator[tuple[int, FloatArray]]:
-    nearest, farthest = _neighbours(crops, _num_neighbours(config, crops.num), progress)
+    crops: _Crops, num_query: int, config: RerankConfig, progress: Progress
+) -> Iterator[tuple[int, Float32Array]]:
+    nearest, farthest = _neighbours(crops, _num_neighbours(config, len(crops)), progress)
     sets = _sets(crops, nearest, farthest, config)
     if config.k2 > 1:
         sets = _averaged(sets, nearest[:, : config.k2])
     del nearest
     holders = _holders(sets, num_query)
-    num_gallery = crops.num - num_query
-    overlaps = np.zeros(num_gallery, sets.weights.dtype)
-    for first, block in products(crops.rows(0, num_query), crops.rows(num_query, num_gallery), num_query):
-        distances = _own_distances(block[:, :num_gallery], crops, slice(first, first + len(block)), config, farthest)
+    overlaps = np.zeros(len(crops) - num_query, sets.weights.dtype)
+    for first, block in products(crops.features[:num_query], crops.features[num_query:]):
+        distances = _own_distances(block, crops, slice(first, first + len(block)), config, farthest)
         distances *= np.float32(config.lambda_)
         for row, number in enumerate(range(first, first + len(block))):
             _add_jaccard(distances[row], sets, holders, number, overlaps, 1 - config.lambda_)
@@ -234,37 +249,35 @@ def _num_neighbours(config: RerankConfig, num: int) -> int:
     return min(num, config.k1 if config.k1_counts_self else max(config.k1 + 1, config.k2))
 
 
-def _neighbours(crops: Crops, count: int, progress: Progress) -> tuple[Rows, FloatArray]:
+def _neighbours(crops: _Crops, count: int, progress: Progress) -> tuple[Int32Array, Float32Array]:
     """Return (n, count) the rows nearest to each row, and (n,) the largest squared distance from it.
 
     Infinity stands for a largest distance that is only rounding: divided by it, all are 0 (published code: 0 / 0).
     """
-    nearest, farthest = np.empty((crops.num, count), np.int32), np.empty(crops.num, np.float32)
-    everyone = crops.rows(0, crops.num)
-    half_squares = crops.squares[: len(everyone)] / 2
-    for first, scores in products(everyone, everyone, crops.num):
+    nearest, farthest = np.empty((len(crops), count), np.int32), np.empty(len(crops), np.float32)
+    half_squares = crops.squares / 2
+    for first, scores in products(crops.features, crops.features):
         rows = slice(first, first + len(scores))
         scores -= half_squares  # |x - y|² = |x|² - 2 (x·y - |y|² / 2)
-        farthest[rows] = crops.squares[rows] - 2 * scores[:, : crops.num].min(axis=1)
-        scores[:, crops.num :] = -np.inf
+        farthest[rows] = crops.squares[rows] - 2 * scores.min(axis=1)
         nearest[rows] = highest(scores, count)
-        progress("finding neighbours", rows.stop, crops.num)
-    return nearest, np.where(farthest > _NOISE * crops.squares[: crops.num], farthest, np.inf).astype(np.float32)
+        progress("finding neighbours", rows.stop, len(crops))
+    return nearest, np.where(farthest > _NOISE * crops.squares, farthest, np.inf).astype(np.float32)
 
 
-def _sets(crops: Crops, nearest: Rows, farthest: FloatArray, config: RerankConfig) -> _Sets:
+def _sets(crops: _Crops, nearest: Int32Array, farthest: Float32Array, config: RerankConfig) -> _Sets:
     """Return the k-reciprocal set of each row, grown, with weights exp(-distance) that add up to 1 (section 3.2)."""
     lists = nearest[:, : config.k1 + 1]
     halves = lists[:, : round(config.k1 / 2) + 1]
     mutual, half_mutual = _mutual(lists), _mutual(halves)
     dtype = np.float16 if config.half_precision else np.float32
     lengths, members, weights = [], [], []
-    block = _table_rows(max(crops.num, lists.shape[1] * halves.shape[1]))
-    flags = np.zeros(block * crops.num, bool)
-    for first in range(0, crops.num, block):
-        rows = slice(first, min(crops.num, first + block))
+    block = _table_rows(max(len(crops), lists.shape[1] * halves.shape[1]))
+    flags = np.zeros(block * len(crops), bool)
+    for first in range(0, len(crops), block):
+        rows = slice(first, min(len(crops), first + block))
         entries = _grown(lists, mutual, halves, half_mutual, rows, flags)
-        owners, columns = np.divmod(entries, crops.num)
+        owners, columns = np.divmod(entries, len(crops))
         squares = _squared_distances(crops, owners + first, columns)
         raw = np.exp(-_scaled(squares, farthest[owners + first], config))
         sums = np.bincount(owners, raw, rows.stop - first).astype(np.float32)
@@ -274,7 +287,7 @@ def _sets(crops: Crops, nearest: Rows, farthest: FloatArray, config: RerankConfi
     return _Sets(_starts(np.concatenate(lengths)), np.concatenate(members), np.concatenate(weights))
 
 
-def _mutual(lists: Rows) -> Booleans:
+def _mutual(lists: Int32Array) -> BoolArray:
     """Tell of each entry of (n, m) neighbour `lists` whether its own list holds the row in turn."""
     mutual = np.empty(lists.shape, bool)
     block = _table_rows(lists.shape[1] ** 2)
@@ -285,8 +298,8 @@ def _mutual(lists: Rows) -> Booleans:
 
 
 def _grown(
-    lists: Rows, mutual: Booleans, halves: Rows, half_mutual: Booleans, rows: slice, flags: Booleans
-) -> Positions:
+    lists: Int32Array, mutual: BoolArray, halves: Int32Array, half_mutual: BoolArray, rows: slice, flags: BoolArray
+) -> Int64Array:
     """Return row · n + member, ascending, of the grown sets of `rows`; rows are counted from the first of them.
 
     A set takes in the half-size set of each of its members of which it holds more than two thirds already. The paper
@@ -313,7 +326,7 @@ def _grown(
     return entries
 
 
-def _squared_distances(crops: Crops, left: Positions, right: Positions) -> FloatArray:
+def _squared_distances(crops: _Crops, left: Int64Array, right: Int64Array) -> Float32Array:
     """Return |x - y|² of pairs of rows; `left` is ascending."""
     dots = np.empty(len(left), np.float32)
     bounds = [*np.flatnonzero(np.diff(left, prepend=-1)), len(left)]
@@ -322,7 +335,7 @@ def _squared_distances(crops: Crops, left: Positions, right: Positions) -> Float
     return crops.squares[left] + crops.squares[right] - 2 * dots
 
 
-def _scaled(squares: FloatArray, farthest: FloatArray, config: RerankConfig) -> FloatArray:
+def _scaled(squares: Float32Array, farthest: Float32Array, config: RerankConfig) -> Float32Array:
     """Return squared distances as `config` wants them; overwrites `squares`."""
     np.maximum(squares, 0, out=squares)
     if config.divide_by_max:
@@ -330,7 +343,7 @@ def _scaled(squares: FloatArray, farthest: FloatArray, config: RerankConfig) -> 
     return np.square(squares, out=squares) if config.power == 2 else squares
 
 
-def _averaged(sets: _Sets, nearest: Rows) -> _Sets:
+def _averaged(sets: _Sets, nearest: Int32Array) -> _Sets:
     """Return for each row the mean of the sets of its (n, k2) `nearest` rows."""
     num, count = nearest.shape
     block = _table_rows(num)
@@ -356,7 +369,7 @@ def _table_rows(num_cells: int) -> int:
     return min(512, max(1, _TABLE_CELLS // num_cells))
 
 
-def _starts(lengths: npt.NDArray[np.intp]) -> Positions:
+def _starts(lengths: npt.NDArray[np.intp]) -> Int64Array:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
@@ -371,19 +384,19 @@ def _holders(sets: _Sets, num_query: int) -> _Sets:
 
 
 def _own_distances(
-    dots: FloatArray, crops: Crops, rows: slice, config: RerankConfig, farthest: FloatArray
-) -> FloatArray:
+    dots: Float32Array, crops: _Crops, rows: slice, config: RerankConfig, farthest: Float32Array
+) -> Float32Array:
     """Return the distances that the result keeps a share of, from the products of `rows` with the gallery."""
     if config.mix_cosine:
-        return np.subtract(1, dots, out=dots)
-    dots *= -2
-    dots += crops.squares[rows, None]
-    dots += crops.squares[crops.num - dots.shape[1] : crops.num]
-    return _scaled(dots, farthest[rows, None], config)
+        return np.subtract(1, dots)
+    squares = dots * np.float32(-2)
+    squares += crops.squares[rows, None]
+    squares += crops.squares[len(crops) - dots.shape[1] :]
+    return _scaled(squares, farthest[rows, None], config)
 
 
 def _add_jaccard(
-    distances: FloatArray, sets: _Sets, holders: _Sets, query: int, overlaps: Floats, share: float
+    distances: Float32Array, sets: _Sets, holders: _Sets, query: int, overlaps: FloatArray, share: float
 ) -> None:
     """Add `share` times the Jaccard distance of a query to all gallery crops to `distances`.
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from entire_id.evaluation.arrays import Float64Array, Int32Array, Int64Array
 from entire_id.evaluation.counting import Counts
 from entire_id.evaluation.protocols import Ap
 
 __all__ = ["Part", "tally"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """What is known of the b queries of one block; NaN where a query has no positive. See `Scores` for the names.
 
@@ -27,13 +27,13 @@ class Part:
         hits: (b, max_rank) under a single-shot protocol, else None.
     """
 
-    num_positives: npt.NDArray[np.int64]
-    ranks: npt.NDArray[np.int32]
-    average_precision: npt.NDArray[np.float64]
-    inverse_penalty: npt.NDArray[np.float64]
-    first_rank: npt.NDArray[np.float64]
-    spread: npt.NDArray[np.float64]
-    hits: npt.NDArray[np.float64] | None = None
+    num_positives: Int64Array
+    ranks: Int32Array
+    average_precision: Float64Array
+    inverse_penalty: Float64Array
+    first_rank: Float64Array
+    spread: Float64Array
+    hits: Float64Array | None = None
 
 
 def tally(counts: Counts, ap: Ap) -> Part:
@@ -50,9 +50,7 @@ def tally(counts: Counts, ap: Ap) -> Part:
     return Part(counts.num_positives, ranks.astype(np.int32), precision, penalty, first_rank, best - worst)
 
 
-def _mean_precision(
-    places: npt.NDArray[np.int64], negatives_above: npt.NDArray[np.int64], counts: Counts, ap: Ap
-) -> npt.NDArray[np.float64]:
+def _mean_precision(places: Int64Array, negatives_above: Int64Array, counts: Counts, ap: Ap) -> Float64Array:
     """Return the AP of each query, given how many negatives stand above each of its positives; NaN without any."""
     precision = places / (places + negatives_above)
     if ap == "trapezoid":  # precision just before the positive; 1 before anything is found, as in compute_AP.m

@@ -10,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation.arrays import FloatArray, Tensor, to_numpy
+from entire_id.evaluation.arrays import Float64Array, FloatArray, Tensor, to_numpy
+from entire_id.evaluation.blocks import checked_blocks
 from entire_id.evaluation.counting import Kernel, Tie, count_negatives, take_positives
 from entire_id.evaluation.labels import Labels, PairIndex
 from entire_id.evaluation.protocols import Protocol, find_protocol
-from entire_id.evaluation.ranking import checked_blocks
 
 __all__ = ["OpenSet", "Roc", "evaluate_open_set", "evaluate_roc"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +45,7 @@ class Roc:
         """
         if not 0 <= fpr <= self.max_fpr:
             raise EvaluationError(f"a false positive rate of {fpr} is not in 0..{self.max_fpr}; give it in fprs")
-        return _threshold(self.negative_scores, int(fpr * self.num_negative_pairs), self.num_negative_pairs)
+        return _threshold(self.negative_scores, fpr, self.num_negative_pairs)
 
     def tpr(self, fpr: float) -> float:
         """Return the share of positive pairs above the threshold, in [0, 1].
@@ -58,15 +56,39 @@ class Roc:
         passing = len(self.positive_scores) - np.searchsorted(self.positive_scores, self.threshold(fpr), "right")
         return float(passing / self.num_positive_pairs)
 
-    def curve(self, num_points: int = 100) -> tuple[Floats, Floats]:
+    def curve(self, num_points: int = 100) -> tuple[Float64Array, Float64Array]:
         """Return (num_points,) false positive rates, evenly spread in their logarithm, and the true positive rates."""
         fprs = np.geomspace(min(1 / self.num_negative_pairs, self.max_fpr), self.max_fpr, num_points)
         return fprs, np.array([self.tpr(min(fpr, self.max_fpr)) for fpr in fprs.tolist()])
 
 
-def _threshold(descending: FloatArray, num_allowed: int, number: int) -> float:
-    """Return the lowest threshold that at most `num_allowed` of `number` scores exceed."""
+def _threshold(descending: FloatArray, rate: float, number: int) -> float:
+    """Return the lowest threshold that at most that share of `number` scores exceeds."""
+    num_allowed = _num_allowed(rate, number)
     return -np.inf if num_allowed >= number else float(descending[num_allowed])
+
+
+def _num_allowed(rate: float, number: int) -> int:
+    """Return the largest count that is no larger share of `number` than `rate`: 29 of 100, where int(0.29 * 100) is 28.
+
+    >>> _num_allowed(0.29, 100)
+    29
+    """
+    count = int(rate * number) + 1
+    while count / number > rate:
+        count -= 1
+    return count
+
+
+def _with_threshold(protocol: str | Protocol) -> Protocol:
+    """Return the protocol, and raise an EvaluationError where one threshold does not go with it."""
+    found = find_protocol(protocol)
+    if found.single_shot or found.pool_queries:
+        raise EvaluationError(
+            f"there are no scores with a threshold by protocol {found.name!r}: it "
+            + ("draws galleries" if found.single_shot else "pools features, and scores hold none")
+        )
+    return found
 
 
 def evaluate_roc(
@@ -78,8 +100,8 @@ def evaluate_roc(
 ) -> Roc:
     """Return the ROC of all pairs of query and gallery crop that the protocol keeps.
 
-    The scores of all positive pairs are held, and up to three times as many of negative pairs as the largest rate lets
-    pass. Nothing is binned.
+    Queries that are junk are skipped. The scores of all positive pairs are held, and up to three times as many of
+    negative pairs as the largest rate lets pass. Nothing is binned.
 
     Args:
         blocks: as for `evaluate_blocks`; `score_blocks` makes them from features.
@@ -88,24 +110,25 @@ def evaluate_roc(
         fprs: false positive rates that will be asked for, each in (0, 1].
 
     Raises:
-        EvaluationError: the blocks are not what `evaluate_blocks` takes, there is no positive or no negative pair, or a
-            rate is not in (0, 1].
+        EvaluationError: the blocks are not what `evaluate_blocks` takes, there is no positive or no negative pair, a
+            rate is not in (0, 1], or the protocol draws galleries or pools queries.
     """
     if not fprs or not all(0 < fpr <= 1 for fpr in fprs):
         raise EvaluationError(f"false positive rates {tuple(fprs)} are not all in (0, 1]")
-    index = PairIndex(labels, find_protocol(protocol))
-    highest = _Highest(int(max(fprs) * len(labels.query_pids) * len(labels.gallery_pids)) + 1)
+    index = PairIndex(labels, _with_threshold(protocol))
+    highest = _Highest(_num_allowed(max(fprs), len(labels.query_pids) * len(labels.gallery_pids)) + 1)
     positives = []
     for first, block in checked_blocks(blocks, labels):
         positives.append(take_positives(block, first, index)[2])
-        for row in to_numpy(block):
-            highest.add(row)
+        for row, is_junk in zip(to_numpy(block), index.is_junk_query[first:], strict=False):
+            if not is_junk:
+                highest.add(row)
     scores = np.sort(np.concatenate(positives))
     if not len(scores) or not highest.total:
         raise EvaluationError(
             f"there are {len(scores):,} pairs that show one person and {highest.total:,} that show two; both are needed"
         )
-    kept = highest.descending()[: int(max(fprs) * highest.total) + 1]
+    kept = highest.descending()[: _num_allowed(max(fprs), highest.total) + 1]
     return Roc(max(fprs), len(scores), highest.total, scores, kept)
 
 
@@ -167,7 +190,7 @@ class OpenSet:
         """
         if not 0 <= false_alarm_rate <= 1:
             raise EvaluationError(f"a false alarm rate of {false_alarm_rate} is not in 0..1")
-        return _threshold(self.alarm_scores, int(false_alarm_rate * self.num_strangers), self.num_strangers)
+        return _threshold(self.alarm_scores, false_alarm_rate, self.num_strangers)
 
     def detection_rate(self, false_alarm_rate: float) -> float:
         """Return the share of known queries that are found above the threshold, in [0, 1].
@@ -202,9 +225,12 @@ def evaluate_open_set(
         kernel: see `Kernel`.
 
     Raises:
-        EvaluationError: the blocks are not what `evaluate_blocks` takes, or there is no stranger or no known query.
+        EvaluationError: the blocks are not what `evaluate_blocks` takes, there is no stranger or no known query, `rank`
+            is not at least 1, or the protocol draws galleries or pools queries.
     """
-    index = PairIndex(labels, find_protocol(protocol))
+    if rank < 1:
+        raise EvaluationError(f"rank {rank} is not at least 1")
+    index = PairIndex(labels, _with_threshold(protocol))
     is_stranger = (index.num_same_pid == 0) & ~index.is_junk_query
     found, alarms, num_known = [], [], 0
     for first, block in checked_blocks(blocks, labels):

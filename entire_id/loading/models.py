@@ -79,7 +79,8 @@ class Model:
         name: what it is, the same wherever it lies: with the commit, or the SHA-256 of its files.
         dim: length of a feature.
         facts: what is done to a crop and which output is taken, in plain values.
-        run: takes n crops, each (height, width, 3) uint8 RGB, and returns (n, dim) floats.
+        run: takes n crops, each (height, width, 3) uint8 RGB, and returns (n, dim) floats: an array, or a torch tensor
+            on any device.
         device: where it runs.
     """
 
@@ -178,7 +179,7 @@ def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
 
 def _probed(name: str, run: Run, facts: Mapping[str, Any], device: str = "cpu") -> Model:
     """Return the model, with the length of its features as one grey crop gives it."""
-    values = np.asarray(run([np.full((*_PROBE_SIZE, 3), 127, np.uint8)]))
+    values = _array(name, run([np.full((*_PROBE_SIZE, 3), 127, np.uint8)]))
     if values.ndim != 2 or not values.shape[1]:
         raise ModelError(name, f"it gave an array of shape {values.shape} for 1 crop; expected (1, d)")
     dim = len(_checked(name, values, (1, values.shape[1]))[0])
@@ -186,13 +187,25 @@ def _probed(name: str, run: Run, facts: Mapping[str, Any], device: str = "cpu") 
 
 
 def _checked(name: str, result: object, shape: tuple[int, int]) -> Floats:
-    values = np.asarray(result)
+    values = _array(name, result)
     if values.shape != shape:
         raise ModelError(name, f"it gave an array of shape {values.shape} for {shape[0]} crops; expected {shape}")
     if values.dtype.kind != "f":
         raise ModelError(name, f"it gave {values.dtype} values; expected floats")
     with np.errstate(over="ignore"):  # what is infinite then is refused with the key of its crop
         return values.astype(np.float32, copy=False)
+
+
+def _array(name: str, result: Any) -> npt.NDArray[Any]:  # noqa: ANN401 whatever a function returns
+    """Return what a model gave as an array; a torch tensor leaves its device and its gradient, without torch here."""
+    try:
+        if hasattr(result, "detach"):
+            result = result.detach().cpu()
+            if result.dtype.is_floating_point:
+                result = result.float()  # numpy has no bfloat16
+        return np.asarray(result)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(name, f"it gave a {type(result).__name__} that is no array ({_first_line(error)})") from error
 
 
 def _digest(paths: Iterable[Path]) -> str:

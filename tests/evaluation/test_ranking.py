@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entire_id.errors import EvaluationError
+from entire_id.evaluation import counting
 from entire_id.evaluation import features as features_module
 from entire_id.evaluation.labels import Labels
 from entire_id.evaluation.protocols import PROTOCOLS, Protocol
@@ -141,9 +143,12 @@ def test_blocks_threads_kernels_and_the_order_of_rows_change_nothing(case, proto
         gallery_columns={name: values[crops] for name, values in labels.gallery_columns.items()},
         query_in_gallery=None if itself is None else np.append(np.argsort(crops), -1)[itself],
     )
-    for kernel in KERNELS:
+    for kernel, num_threads in itertools.product(KERNELS, (1, 3)):
         blocks = in_blocks(scores[queries][:, crops].astype(rng.choice([np.float32, np.float64])), sizes)
-        other = evaluate_blocks(blocks, shuffled, protocol, tie=tie, kernel=kernel)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(counting, "_SCORES_PER_THREAD", 1 if num_threads > 1 else math.inf)
+            patch.setattr(counting, "_num_processors", lambda number=num_threads: number)
+            other = evaluate_blocks(blocks, shuffled, protocol, tie=tie, kernel=kernel)
         np.testing.assert_array_equal(other.average_precision, whole.average_precision[queries])
         np.testing.assert_array_equal(other.cmc, whole.cmc)
         assert (other.mAP, other.mINP, other.ambiguity) == (whole.mAP, whole.mINP, whole.ambiguity)
@@ -251,7 +256,9 @@ def test_types_and_layouts_of_features_do_not_matter(kind: type) -> None:
     query, gallery, *labels = arrays()
     query, gallery = query.astype(np.float16), gallery.astype(np.float16)
     expected = evaluate(query, gallery, *labels)
-    found = evaluate(np.asfortranarray(query.astype(kind)), gallery.astype(kind)[:, ::-1][:, ::-1], *labels)
+    striped = np.repeat(gallery.astype(kind), 2, axis=1)[:, ::2]
+    assert not striped.flags.c_contiguous
+    found = evaluate(np.asfortranarray(query.astype(kind)), striped, *labels)
     np.testing.assert_array_equal(found.ranks, expected.ranks)
 
 
@@ -263,8 +270,9 @@ def test_memory_mapped_features_are_read_in_pieces(tmp_path: Path) -> None:
     assert found.mAP == expected.mAP
 
 
-def test_memory_stays_bounded(tmp_path: Path) -> None:
-    """The matrix of scores would take 460 MiB, the features as float32 20 MiB more than they do."""
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_memory_stays_bounded(tmp_path: Path, kind: str) -> None:
+    """The matrix of scores would take 920 MiB, the features as float32 20 MiB more than they do."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "features.npy", rng.standard_normal((80_000, 64), np.float32).astype(np.float16))
     code = """
@@ -272,14 +280,17 @@ import resource, sys
 import numpy as np
 from entire_id.evaluation.ranking import evaluate
 gallery = np.load(sys.argv[1], mmap_mode="r")
-labels = np.arange(1500), np.arange(80_000) % 8_000 + 1400, np.zeros(1500, int), np.ones(80_000, int)
+labels = np.arange(3000), np.arange(80_000) % 8_000 + 2900, np.zeros(3000, int), np.ones(80_000, int)
+if sys.argv[2] == "float32":
+    gallery = gallery.astype(np.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-evaluate(np.array(gallery[:1500]), gallery, *labels, kernel="numpy")
+evaluate(np.array(gallery[:3000]), gallery, *labels, kernel="numpy")
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "features.npy")]
+    command = [sys.executable, "-c", code, str(tmp_path / "features.npy"), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    assert float(done.stdout) < 10 + 64 + 30  # the file, the block, the library of the product
+    block = 64 if kind == "float32" else 192
+    assert float(done.stdout) < 10 + block + 30  # the file, the block, the library of the product
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -294,22 +305,59 @@ def test_tensors_are_taken_as_they_are(dtype: str) -> None:
 
 
 def test_tensors_in_many_blocks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, by what a GPU would run."""
     torch = pytest.importorskip("torch")
     from entire_id.evaluation import counting_torch, features_torch
 
     query, gallery, *labels = arrays(num_query=300, num_gallery=5000)
     tensors = torch.tensor(query).bfloat16(), torch.tensor(gallery).bfloat16()
-    whole = evaluate(*tensors, *labels)
+    labelled = Labels.of(*labels)
+    whole = evaluate_blocks(features_torch.score_blocks(*tensors), labelled)
+    assert whole.mAP == pytest.approx(evaluate(*tensors, *labels).mAP, abs=1e-4)
     monkeypatch.setattr(features_torch, "_SCORE_BYTES", 1)
     monkeypatch.setattr(counting_torch, "_RUN_SCORES", 15_000)
-    np.testing.assert_array_equal(evaluate(*tensors, *labels).ranks, whole.ranks)
+    small = evaluate_blocks(features_torch.score_blocks(*tensors), labelled)
+    np.testing.assert_array_equal(small.ranks, whole.ranks)
 
 
-def test_features_in_two_places_are_refused() -> None:
+@pytest.mark.parametrize("protocol", ["market1501", "multi_query", "single_gallery_shot"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tensors_are_scored_by_any_protocol(protocol: str, dtype: str) -> None:
     torch = pytest.importorskip("torch")
     query, gallery, *labels = arrays()
-    with pytest.raises(EvaluationError, match="query features are on cpu, gallery features on the processor"):
-        evaluate(torch.tensor(query).bfloat16(), gallery, *labels)
+    tensors = [torch.tensor(one).to(getattr(torch, dtype)) for one in (query, gallery)]
+    rounded = [one.float().numpy() for one in tensors]
+    assert evaluate(*tensors, *labels, protocol=protocol).mAP == evaluate(*rounded, *labels, protocol=protocol).mAP
+
+
+@pytest.mark.parametrize("protocol", ["market1501", "multi_query", "single_gallery_shot"])
+def test_tensors_of_a_gpu_are_scored_by_any_protocol(protocol: str) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    query, gallery, *labels = arrays(num_query=300, num_gallery=5000)
+    expected = evaluate(query, gallery, *labels, protocol=protocol)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cuda", torch.bfloat16):
+            tensors = [torch.tensor(one, device="cuda") for one in (query, gallery)]
+            found = evaluate(*tensors, *labels, protocol=protocol)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found.mAP == pytest.approx(expected.mAP, abs=1e-5)
+    assert found.num_query == expected.num_query
+
+
+@pytest.mark.parametrize("kind", ["gradient", "inference"])
+def test_tensors_from_within_torch_may_be_blocks(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    query, gallery, *labels = arrays()
+    scores = query @ gallery.T
+    expected = evaluate_blocks([(0, scores.copy())], Labels.of(*labels))
+    with torch.inference_mode(kind == "inference"):
+        block = torch.tensor(scores, requires_grad=kind == "gradient")
+    assert evaluate_blocks([(0, block)], Labels.of(*labels)).mAP == expected.mAP
 
 
 def test_result_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +428,18 @@ def test_pid_zero_and_camera_zero_are_ordinary() -> None:
     assert (scores.mAP, scores.num_valid_query) == (1, 2)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+def test_integers_of_any_type_are_labels(kind: type) -> None:
+    query, gallery, *labels = arrays()
+    assert evaluate(query, gallery, *(values.astype(kind) for values in labels)).mAP == evaluate(*arrays()).mAP
+
+
+def test_labels_are_compared_by_identity() -> None:
+    labels = Labels.of([1, 2], [1, 2])
+    assert labels == labels
+    assert labels != Labels.of([1, 2], [1, 2])
+
+
 def test_skipped_queries_are_counted_by_reason() -> None:
     features = np.eye(4)
     pids, camids = np.array([5, 6, -1, 7]), np.array([0, 0, 0, 0])
@@ -397,8 +457,9 @@ def test_skipped_queries_are_counted_by_reason() -> None:
 def test_people_of_the_training_set_are_counted() -> None:
     query, gallery, *labels = arrays()
     assert evaluate(query, gallery, *labels, train_pids=[100, 101]).warnings == ()
-    (warning,) = evaluate(query, gallery, *labels, train_pids=np.arange(10)).warnings
-    assert warning.startswith(f"{(labels[0] < 10).sum()} scored queries have the pid of a training identity")
+    for train_pids in (np.arange(10), set(range(10)), frozenset(range(10)), range(10), np.arange(10, dtype=np.uint64)):
+        (warning,) = evaluate(query, gallery, *labels, train_pids=train_pids).warnings
+        assert warning.startswith(f"{(labels[0] < 10).sum()} scored queries have the pid of a training identity")
 
 
 @pytest.mark.parametrize(
@@ -421,6 +482,13 @@ def test_no_valid_query_says_why(pids: list[int], camids: list[int], message: st
         assert scores.mAP == 1
 
 
+def test_queries_of_junk_alone_are_said_to_be_so() -> None:
+    with pytest.raises(
+        EvaluationError, match="every query is junk: query pids are -1..-1, and protocol 'market1501' sk"
+    ):
+        evaluate(np.eye(2), np.eye(2), [-1, -1], [-1, 5], [0, 0], [1, 1])
+
+
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
@@ -437,6 +505,7 @@ def test_no_valid_query_says_why(pids: list[int], camids: list[int], message: st
         (0, [[1.0] * 8] * 30, "query_features are a list; expected a numpy array or a torch tensor"),
         (2, np.zeros(29, np.int64), r"query_pids have shape \(29,\); expected one for each of 30 query_features"),
         (3, np.zeros(200), "gallery_pids are float64"),
+        (3, np.full(200, 2**64 - 1, np.uint64), "gallery_pids go up to 18446744073709551615"),
         (4, np.zeros(29, np.int64), r"query_camids are int64 \(29,\); expected integers \(30,\)"),
         (4, None, "cameras are given of query or gallery alone"),
         (5, np.zeros(200), "gallery_camids are float64"),
@@ -468,9 +537,25 @@ def test_bad_arrays_are_named(position: int, value: np.ndarray, message: str) ->
                 "query_columns": {"continent": ["unknown"] * 30},
                 "gallery_columns": {"continent": ["unknown"] * 200},
             },
-            "every continent is 'unknown'; put a cameras.csv beside the crops",
+            "the continent of 30 of 30 query crops and 200 of 200 gallery crops is 'unknown'; name every camera in",
+        ),
+        (
+            {
+                "protocol": "leave_one_continent_out",
+                "query_columns": {"continent": ["asia"] * 30},
+                "gallery_columns": {"continent": ["unknown"] + ["asia"] * 199},
+            },
+            "the continent of 0 of 30 query crops and 1 of 200 gallery crops is 'unknown'",
         ),
         ({"query_columns": {"width": [1, 2]}}, r"query_columns\['width'\] has shape \(2,\); expected \(30,\)"),
+        ({"train_pids": {"0001"}}, "train_pids are <U4"),
+        ({"train_pids": "0001"}, "train_pids are <U4"),
+        ({"train_pids": 1}, r"train_pids are int64 \(\); expected integers"),
+        ({"train_pids": set()}, "train_pids are "),
+        (
+            {"protocol": "multi_query", "query_in_gallery": [-1] * 30},
+            "query_in_gallery names one gallery crop a query, and protocol 'multi_query' makes one query of several",
+        ),
         ({"query_in_gallery": [200] * 30}, "query_in_gallery is not in -1..199"),
         ({"query_in_gallery": [0] * 30}, "says that query 0 of pid .* is gallery crop 0, whose pid is"),
     ],
@@ -523,17 +608,15 @@ def test_inputs_are_not_changed() -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 3, 64, 257, 768, 2048])
-@pytest.mark.parametrize("num_query", [1, 2, 5, 63, 65])
-@pytest.mark.parametrize("num_gallery", [1, 2, 7, 64, 203, 1000])
-def test_ties_stay_ties_whatever_the_shape(columns: int, num_query: int, num_gallery: int) -> None:
+def test_ties_stay_ties_whatever_the_shape(columns: int) -> None:
     """Products treat the rows at an odd end by another routine, in which equal gallery rows scored differently."""
     rng = np.random.default_rng(columns)
-    query = rng.normal(size=(num_query, columns)).astype(np.float32)
-    gallery = np.tile(rng.normal(size=columns).astype(np.float32), (num_gallery, 1))
-    pids = np.array([8] * (num_gallery - 1) + [7])
-    labels = np.full(num_query, 7), pids, np.zeros(num_query, int), np.ones(num_gallery, int)
-    scores = evaluate(query, gallery, *labels)
-    assert set(scores.average_precision) == {1 / num_gallery}
+    for num_query, num_gallery in itertools.product((1, 5, 63, 65), (1, 2, 7, 64, 203, 1000)):
+        query = rng.normal(size=(num_query, columns)).astype(np.float32)
+        gallery = np.tile(rng.normal(size=columns).astype(np.float32), (num_gallery, 1))
+        pids = np.array([8] * (num_gallery - 1) + [7])
+        labels = np.full(num_query, 7), pids, np.zeros(num_query, int), np.ones(num_gallery, int)
+        assert set(evaluate(query, gallery, *labels).average_precision) == {1 / num_gallery}
 
 
 def test_ties_between_tiles_and_threads_stay_ties() -> None:
@@ -545,15 +628,39 @@ def test_ties_between_tiles_and_threads_stay_ties() -> None:
     assert set(evaluate(query, gallery, *labels).average_precision) == {1 / 9001}
 
 
-def test_without_numba_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = evaluate(*arrays()).mAP
-    monkeypatch.setitem(sys.modules, "numba", None)
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "import of numba halted"),
+        ("raise ImportError('Numba needs NumPy 2.3 or less. Got NumPy 9.9.')", "Numba needs NumPy 2.3 or less"),
+        ("raise SystemError('initialization of _internal failed')", "initialization of _internal failed"),
+    ],
+)
+def test_without_a_numba_that_works_numpy_counts(
+    source: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = evaluate(*arrays(), kernel="numpy").mAP
     monkeypatch.delitem(sys.modules, "entire_id.evaluation.counting_numba", raising=False)
+    if source is None:
+        monkeypatch.setitem(sys.modules, "numba", None)
+    else:
+        (tmp_path / "numba.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "numba", raising=False)
+    counting._compiled.cache_clear()
+    try:
+        assert evaluate(*arrays()).mAP == expected
+        message = rf"kernel 'numba' cannot be used \({reason}.*\); type: pip install 'entire-id\[fast\]'"
+        with pytest.raises(EvaluationError, match=message):
+            evaluate(*arrays(), kernel="numba")
+    finally:
+        counting._compiled.cache_clear()
+
+
+def test_systems_that_do_not_say_which_processors_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = evaluate(*arrays()).mAP
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert evaluate(*arrays()).mAP == expected
-    with pytest.raises(
-        EvaluationError, match=r"kernel 'numba' is not installed; type: pip install 'entire-id\[fast\]'"
-    ):
-        evaluate(*arrays(), kernel="numba")
 
 
 def test_progress_is_told() -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from entire_id.errors import EvaluationError
-from entire_id.evaluation import nearest, reranking
+from entire_id.evaluation import features as features_module
+from entire_id.evaluation import reranking
+from entire_id.evaluation.ranking import evaluate, evaluate_blocks
 from entire_id.evaluation.reranking import PRESETS, RerankConfig, expand_queries, rerank
 
 from dense_rerank import dense_rerank
@@ -153,18 +155,18 @@ def test_result_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -
     features = people(np.random.default_rng(4), 700)
     whole = distances(features[:150], features[150:], RerankConfig())
     monkeypatch.setattr(reranking, "_TABLE_CELLS", 1)
-    monkeypatch.setattr(nearest, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(nearest, "_CHUNK", 64)
+    monkeypatch.setattr(features_module, "SCORE_BYTES", 1)
+    monkeypatch.setattr(features_module, "_READY_TILE_ROWS", 128)
     blocks = list(rerank(features[:150], features[150:]))
-    assert [first for first, _ in blocks] == [0, 64, 128]
-    np.testing.assert_array_equal(-np.concatenate([block for _, block in blocks]), whole)
+    assert [first for first, _ in blocks] == list(range(0, 150, 8))
+    np.testing.assert_allclose(-np.concatenate([block for _, block in blocks]), whole, rtol=0, atol=3e-6)
 
 
 def test_memory_stays_below_the_matrix() -> None:
     """N × N would be 36 MB; numpy reports its arrays to tracemalloc."""
     features = people(np.random.default_rng(6), 3000).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "_BLOCK_BYTES", 1 << 20)
+        patch.setattr(features_module, "SCORE_BYTES", 1 << 20)
         patch.setattr(reranking, "_TABLE_CELLS", 1 << 18)
         tracemalloc.start()
         for _, block in rerank(features[:800], features[800:], RerankConfig(k1=5, k2=2)):
@@ -181,6 +183,34 @@ def test_memory_mapped_and_other_precisions_give_the_same(tmp_path: Path) -> Non
     expected = distances(features[:10].astype(np.float64), features[10:].astype(np.float64), RerankConfig())
     np.testing.assert_array_equal(distances(mapped[:10], mapped[10:], RerankConfig()), expected)
     np.testing.assert_array_equal(mapped, features)
+
+
+@pytest.mark.parametrize("kinds", [("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("float16", "float64")])
+def test_tensors_are_taken_as_they_are(kinds: tuple[str, str]) -> None:
+    torch = pytest.importorskip("torch")
+    features = torch.tensor(people(np.random.default_rng(12), 90))
+    parts = [features[:10].to(getattr(torch, kinds[0])), features[10:].to(getattr(torch, kinds[1]))]
+    rounded = [part.double().numpy() for part in parts]
+    parts[0].requires_grad_()
+    np.testing.assert_array_equal(distances(*parts, RerankConfig()), distances(*rounded, RerankConfig()))
+    np.testing.assert_array_equal(expand_queries(*parts, 3), expand_queries(*rounded, 3))
+
+
+def test_tensors_of_a_gpu_are_taken_and_expanded_ones_go_back_to_it() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    features = people(np.random.default_rng(13), 300).astype(np.float32)
+    query, gallery = features[:50], features[50:]
+    on_gpu = [torch.tensor(one, device="cuda") for one in (query, gallery)]
+    labels = np.arange(50) % 9, np.arange(250) % 9, np.zeros(50, int), np.ones(250, int)
+    np.testing.assert_array_equal(distances(*on_gpu, RerankConfig()), distances(query, gallery, RerankConfig()))
+    expanded = expand_queries(*on_gpu, 3)
+    assert expanded.device == on_gpu[0].device
+    expected = evaluate(expand_queries(query, gallery, 3), gallery, *labels)
+    assert evaluate(expanded, on_gpu[1], *labels).mAP == pytest.approx(expected.mAP, abs=1e-4)
+    labelled = expected.labels
+    assert evaluate_blocks(rerank(*on_gpu), labelled).mAP == evaluate_blocks(rerank(query, gallery), labelled).mAP
 
 
 def test_progress_is_told_to_the_end() -> None:
@@ -217,7 +247,11 @@ def test_unknown_preset_lists_those_there_are() -> None:
     ("query", "gallery", "message"),
     [
         (np.full((2, 3), np.nan), np.ones((4, 3)), "2 query_features are NaN.* the first is row 0"),
-        (np.ones((2, 3)), np.diag([1.0, 0, 1]), "1 gallery_features are NaN, infinite or all zero; the first is row 1"),
+        (
+            np.ones((2, 3)),
+            np.diag([1.0, 0, 1]),
+            "1 gallery_features are NaN, infinite, all zero, or of .*; the first is row 1",
+        ),
         (np.ones((2, 3)), np.ones((4, 2)), "query features have 3 columns, gallery features 2"),
         (np.ones((2, 3), int), np.ones((4, 3)), "query_features are int64"),
         (np.ones(3), np.ones((4, 3)), "expected float"),
@@ -234,7 +268,7 @@ def test_bad_features_are_named_before_anything_is_done(query, gallery, message:
 def test_features_that_are_not_scaled_may_be_zero_but_not_huge() -> None:
     config = RerankConfig.preset("original")
     assert np.isfinite(distances(np.zeros((1, 3)), np.eye(3), config)).all()
-    with pytest.raises(EvaluationError, match=r"1 gallery_features are NaN, infinite or longer than 1e\+18"):
+    with pytest.raises(EvaluationError, match="1 gallery_features are NaN, infinite, or longer than 1e15"):
         rerank(np.ones((1, 3)), np.diag([1, 1, 1e30]), config)
 
 
@@ -282,5 +316,5 @@ def test_bad_expansions_are_named(k: int, alpha: float, message: str) -> None:
 
 
 def test_expansion_that_adds_up_to_nothing_is_named() -> None:
-    with pytest.raises(EvaluationError, match="1 expanded query_features are NaN, infinite or all zero"):
+    with pytest.raises(EvaluationError, match="1 expanded query_features are NaN, infinite, all zero"):
         expand_queries(np.array([[1.0, 0.0]]), np.array([[-1.0, 0.0]]), 1)

@@ -10,7 +10,7 @@ from entire_id.evaluation.camera_pairs import evaluate_camera_pairs
 from entire_id.evaluation.labels import Labels
 from entire_id.evaluation.protocols import PROTOCOLS
 from entire_id.evaluation.ranking import evaluate_blocks
-from entire_id.evaluation.verification import evaluate_open_set, evaluate_roc
+from entire_id.evaluation.verification import _num_allowed, evaluate_open_set, evaluate_roc
 
 from brute_force import ranking, ranks_of, sees
 
@@ -40,14 +40,8 @@ def test_roc_counts_every_pair(case, max_fpr: float, share: float) -> None:
     pairs = [
         (sees(labels, query, crop, MARKET), scores[query, crop])
         for query in range(len(scores))
-        if labels.query_pids[query] != -1
+        if labels.query_pids[query] != -1  # a query of nobody is skipped
         for crop in range(scores.shape[1])
-    ]
-    # A query of nobody has negatives alone.
-    pairs += [
-        (False, scores[query, crop])
-        for query in np.flatnonzero(labels.query_pids == -1)
-        for crop in np.flatnonzero(labels.gallery_pids != -1)
     ]
     positives = np.array([score for right, score in pairs if right])
     negatives = np.array([score for right, score in pairs if right is False])
@@ -77,16 +71,57 @@ def test_roc_of_many_pairs_holds_the_highest_only() -> None:
     roc = evaluate_roc(blocks_of(scores, 7), labels, fprs=[1e-3, 1e-2])
     same = labels.query_pids[:, None] == labels.gallery_pids
     negatives = np.sort(scores[~same])[::-1]
-    assert len(roc.negative_scores) == int(0.01 * len(negatives)) + 1
+    assert len(roc.negative_scores) == int(0.01 * len(negatives) + 1e-6) + 1
     np.testing.assert_array_equal(roc.negative_scores, negatives[: len(roc.negative_scores)])
     for fpr in (1e-5, 1e-3, 1e-2):
-        expected = (scores[same] > negatives[int(fpr * len(negatives))]).mean()
+        expected = (scores[same] > negatives[int(fpr * len(negatives) + 1e-6)]).mean()
         assert roc.tpr(fpr) == pytest.approx(expected)
     for bad in (0.02, -1):
         with pytest.raises(EvaluationError, match="not in 0..0.01; give it in fprs"):
             roc.tpr(bad)
     with pytest.raises(EvaluationError, match=r"not all in \(0, 1\]"):
         evaluate_roc(blocks_of(scores), labels, fprs=[0])
+
+
+@given(st.integers(1, 10**12), st.floats(0, 1))
+def test_share_that_is_allowed_is_used_up(number: int, rate: float) -> None:
+    for share in (rate, int(rate * number) / number):
+        allowed = _num_allowed(share, number)
+        assert allowed / number <= share < (allowed + 1) / number
+    assert _num_allowed(int(rate * number) / number, number) == int(rate * number)
+
+
+def test_rates_that_are_no_binary_fractions_are_exact() -> None:
+    scores = np.arange(101, dtype=np.float32)[None]
+    labels = Labels.of([1], [2] * 100 + [1], [0], [1] * 101)
+    roc = evaluate_roc([(0, scores)], labels, fprs=[0.29])
+    assert (len(roc.negative_scores), roc.threshold(0.29)) == (30, 70)
+
+
+@pytest.mark.parametrize("protocol", ["single_gallery_shot", "multi_query"])
+def test_protocols_that_draw_or_pool_have_no_threshold(protocol: str) -> None:
+    labels = Labels.of([1, 2], [1, 3], [0, 0], [1, 1])
+    for evaluated in (evaluate_roc, evaluate_open_set):
+        with pytest.raises(EvaluationError, match=f"no scores with a threshold by protocol '{protocol}'"):
+            evaluated([(0, np.zeros((2, 2)))], labels, protocol)
+
+
+def test_tensors_with_a_gradient_give_the_same() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-20, 20, (9, 60)).astype(np.float32)
+    labels = Labels.of(np.arange(9), rng.integers(0, 6, 60), rng.integers(0, 2, 9), rng.integers(0, 2, 60))
+
+    def tensors():
+        return ((start, torch.tensor(block, requires_grad=True)) for start, block in blocks_of(scores))
+
+    expected, found = (evaluate_roc(blocks, labels, fprs=[0.3]) for blocks in (blocks_of(scores), tensors()))
+    np.testing.assert_array_equal(found.positive_scores, expected.positive_scores)
+    np.testing.assert_array_equal(found.negative_scores, expected.negative_scores)
+    opened = [evaluate_open_set(blocks, labels) for blocks in (blocks_of(scores), tensors())]
+    assert opened[0].detection_rate(0.3) == opened[1].detection_rate(0.3)
+    pairs = [evaluate_camera_pairs(blocks, labels) for blocks in (blocks_of(scores), tensors())]
+    np.testing.assert_array_equal(pairs[0].mAP, pairs[1].mAP)
 
 
 @given(cases(), st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.integers(1, 3), st.sampled_from(["worst", "best"]))
@@ -116,6 +151,8 @@ def test_open_set_counts_every_query(case, rate: float, rank: int, tie: str) -> 
     assert found.detection_rate(rate) == pytest.approx(expected)
     with pytest.raises(EvaluationError, match=r"a false alarm rate of 2 is not in 0..1"):
         found.detection_rate(2)
+    with pytest.raises(EvaluationError, match="rank 0 is not at least 1"):
+        evaluate_open_set(blocks_of(scores), labels, rank=0)
 
 
 @given(cases())

@@ -261,6 +261,26 @@ def test_function_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("kind", "way"), [("plain", ""), ("short", ".bfloat16()"), ("trained", ".requires_grad_()"), ("long", ".double()")]
+)
+def test_function_may_return_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str) -> None:
+    pytest.importorskip("torch")
+    source = "import numpy, torch\ndef mean(images): return torch.tensor(numpy.stack([i.mean((0, 1)) for i in images]))"
+    (tmp_path / f"{kind}_tensors.py").write_text(f"{source}{way}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = open_model(f"{kind}_tensors:mean")(CROPS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [crop.mean((0, 1)) for crop in CROPS], rtol=1e-2)
+
+
+def test_function_that_returns_no_array_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ragged_model.py").write_text("def mean(images): return [[[1.0]], [[1.0, 2.0]]]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match="model 'ragged_model:mean'.* it gave a list that is no array"):
+        open_model("ragged_model:mean")
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("resnet", CPU, "no such model; expected colour, a folder, a file .onnx, owner/name"),
