@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 \
-	bench-pack bench-scale bench-order bench-eval bench-rerank
+	bench-pack bench-load bench-scale bench-order bench-pk bench-eval bench-rerank
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -43,13 +43,21 @@ test-pythons: $(STAMP) ## Run the tests that need no torch under other Pythons, 
 test-s3: $(STAMP) ## Pack from and to an S3 server on loopback, in an environment of its own
 	$(BIN)/python tests/s3/run.py
 
-.venv-rivals/.installed:
+.venv-rivals/.installed: benchmarks/rivals.txt
 	$(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/rivals.txt
 	touch $@
 
+.venv-rivals-streams/.installed: benchmarks/rivals_streams.txt
+	$(PYTHON) -m venv .venv-rivals-streams
+	.venv-rivals-streams/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/rivals_streams.txt
+	touch $@
+
 bench-pack: $(STAMP) .venv-rivals/.installed ## Pack 200,000 crops beside other systems; needs 7 GB in WORK (default: build/)
 	$(BIN)/python benchmarks/pack.py $(or $(WORK),build)/bench-pack
+
+bench-load: $(STAMP) .venv-rivals/.installed .venv-rivals-streams/.installed ## Load 20,000 crops beside other systems; needs 2 GB in WORK (default: build/)
+	$(BIN)/python benchmarks/load.py $(or $(WORK),build)/bench-load
 
 bench-scale: $(STAMP) ## Pack 4,450,000 crops, killed half-way; needs 66 GB in WORK (default: build/) and an hour
 	$(BIN)/python benchmarks/scale.py $(or $(WORK),build)/bench-scale
@@ -59,6 +67,9 @@ bench-rerank: $(STAMP) ## Re-rank beside the dense original; needs 14 GB of memo
 
 bench-order: $(STAMP) ## Measure the order of rows: batches, streams, bytes of an edit; needs 4 GB in WORK, 15 minutes
 	$(BIN)/python benchmarks/order.py $(or $(WORK),build)/bench-order
+
+bench-pk: $(STAMP) ## Draw identity batches of 4.4 M crops by number: how well they mix people, what they cost
+	$(BIN)/python benchmarks/pk.py
 
 bench-eval: $(STAMP) .venv-rivals/.installed ## Score up to 5,000 × 300,000 features beside other tools; needs 2 GB in WORK (default: build/)
 	$(BIN)/python benchmarks/evaluation.py $(or $(WORK),build)/bench-eval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from entire_id.sources.sample import SampleConfig, draw_sample
 
@@ -19,16 +21,20 @@ TEST_CROPS = 4
 _COMMENT = b"\xff\xfe"  # JPEG marker of a comment: makes each file its own, and of a given size
 
 
-def make_tree(folder: Path, num_files: int, mean_bytes: int = 7_900, seed: int = 0) -> int:
+def make_tree(folder: Path, num_files: int, mean_bytes: int = 7_900, seed: int = 0, grain: float | None = None) -> int:
     """Write `num_files` crops with the published proportions of people and return their bytes.
 
     A person has a long-tailed number of crops in train (lognormal, sigma 0.8, about 411 on average) and 4 in test. A
     crop is one of 2,000 drawn ones with a comment of random bytes, so that sizes spread around `mean_bytes`.
+    With `grain` (standard deviation of a noise, in levels) the pictures themselves are as large as photographs are,
+    so that decoding costs what it does there.
     """
     with tempfile.TemporaryDirectory() as drawn:
         draw_sample(Path(drawn) / "crops", SampleConfig.of_size(2000, seed))
         pictures = [path.read_bytes() for path in sorted((Path(drawn) / "crops").glob("*/*.jpg"))]
     rng = np.random.default_rng(seed)
+    if grain is not None:
+        pictures = [grained(picture, grain, rng) for picture in pictures]
     noise = rng.bytes(1 << 22)
     mean_picture = int(np.mean([len(picture) for picture in pictures]))
     if mean_bytes <= mean_picture:
@@ -48,6 +54,14 @@ def make_tree(folder: Path, num_files: int, mean_bytes: int = 7_900, seed: int =
     lines = (f"{camid},{CONTINENTS[camid % 4]}" for camid in range(CAMERAS))
     (folder / "cameras.csv").write_text("\n".join(["camid,continent", *lines]) + "\n")
     return num_bytes
+
+
+def grained(picture: bytes, grain: float, rng: np.random.Generator) -> bytes:
+    pixels = np.asarray(Image.open(io.BytesIO(picture)))
+    noisy = np.clip(pixels + rng.normal(0, grain, pixels.shape), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 def names(num_files: int, rng: np.random.Generator) -> Iterator[str]:

@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
     from entire_id.evaluation.scores import Scores
     from entire_id.evaluation.verification import evaluate_open_set, evaluate_roc
+    from entire_id.loading.dataset import CropDataset, Draw, ReadOptions
     from entire_id.loading.embed import embed, read_features
+    from entire_id.loading.files import FetchOptions
     from entire_id.loading.hf import load
+    from entire_id.loading.joining import join
     from entire_id.loading.models import ModelOptions, open_model
     from entire_id.loading.reader import CropReader
+    from entire_id.loading.sampler import PKSampler
+    from entire_id.loading.selection import LabelMap, Selection
+    from entire_id.loading.stream import PKStream, StreamOptions
+    from entire_id.loading.transforms import EvalTransform, TrainTransform, on_pil
     from entire_id.shards.diff import diff_versions
     from entire_id.shards.manifest import Manifest, read_manifest
     from entire_id.shards.pack import PackConfig, pack
@@ -33,16 +40,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROTOCOLS",
+    "CropDataset",
     "CropReader",
+    "Draw",
     "EntireIdError",
+    "EvalTransform",
     "FeatureAccumulator",
+    "FetchOptions",
+    "LabelMap",
     "Labels",
     "Manifest",
     "ModelOptions",
+    "PKSampler",
+    "PKStream",
     "PackConfig",
     "Protocol",
+    "ReadOptions",
     "RerankConfig",
     "Scores",
+    "Selection",
+    "StreamOptions",
+    "TrainTransform",
     "__version__",
     "compare",
     "compute_metrics",
@@ -55,7 +73,9 @@ __all__ = [
     "evaluate_rank",
     "evaluate_roc",
     "expand_queries",
+    "join",
     "load",
+    "on_pil",
     "open_model",
     "open_source",
     "pack",
@@ -81,10 +101,17 @@ _HOMES = {
     "evaluation.reranking": ["RerankConfig", "expand_queries", "rerank"],
     "evaluation.scores": ["Scores"],
     "evaluation.verification": ["evaluate_open_set", "evaluate_roc"],
+    "loading.dataset": ["CropDataset", "Draw", "ReadOptions"],
     "loading.embed": ["embed", "read_features"],
+    "loading.files": ["FetchOptions"],
     "loading.hf": ["load"],
+    "loading.joining": ["join"],
     "loading.models": ["ModelOptions", "open_model"],
     "loading.reader": ["CropReader"],
+    "loading.sampler": ["PKSampler"],
+    "loading.selection": ["LabelMap", "Selection"],
+    "loading.stream": ["PKStream", "StreamOptions"],
+    "loading.transforms": ["EvalTransform", "TrainTransform", "on_pil"],
     "shards.diff": ["diff_versions"],
     "shards.manifest": ["Manifest", "read_manifest"],
     "shards.pack": ["PackConfig", "pack"],

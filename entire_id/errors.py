@@ -17,13 +17,17 @@
     ├── NothingToPackError (ValueError)       no crop survived
     ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
     ├── RepositoryNotFoundError (FileNotFoundError)  no such repository or revision, or it cannot be reached
+    ├── DownloadError (OSError)               bytes of a remote data set cannot be fetched
     ├── ManifestError (ValueError)            a data set is not what its manifest says
+    │   └── CorruptCropError                  one crop's bytes are not those that were packed
+    ├── SelectionError (ValueError)           crops cannot be chosen, labelled or joined as asked
     ├── ImageDecodeError (OSError)            a packed image does not decode
     ├── ConfigNotFoundError (KeyError)        no such config
     ├── SplitNotFoundError (KeyError)         no such split, e.g. the unreleased train part
     ├── ModelError (ValueError)               a model cannot be opened, or gives no features
     ├── FeaturesError (ValueError)            features do not belong to the data set
-    └── EvaluationError (ValueError)          arrays that cannot be scored
+    ├── EvaluationError (ValueError)          arrays that cannot be scored
+    └── SamplingError (ValueError)            batches that cannot be drawn as asked
 
 A constructor takes facts, keeps them as attributes and builds the sentence: what happened, where, the bad value,
 what was expected, and what to type next.
@@ -39,8 +43,10 @@ __all__ = [
     "CamerasFileError",
     "ClusterError",
     "ConfigNotFoundError",
+    "CorruptCropError",
     "CropRejectedError",
     "DatasetNotFoundError",
+    "DownloadError",
     "EntireIdError",
     "EvaluationError",
     "FeaturesError",
@@ -53,6 +59,8 @@ __all__ = [
     "OutputExistsError",
     "PreviousVersionError",
     "RepositoryNotFoundError",
+    "SamplingError",
+    "SelectionError",
     "SourceChangedError",
     "SourceError",
     "SourceUnreachableError",
@@ -238,6 +246,20 @@ class RepositoryNotFoundError(EntireIdError, FileNotFoundError):
         super().__init__(f"no data set {name!r} on the Hub: {why}")
 
 
+class DownloadError(EntireIdError, OSError):
+    """Bytes of a remote data set cannot be fetched."""
+
+    def __init__(self, url: str, span: tuple[int, int | None], attempts: int, reason: str) -> None:
+        self.url = url
+        self.span = span
+        self.attempts = attempts
+        self.reason = reason
+        start, stop = span
+        which = f"bytes {start:,} to {stop:,}" if stop is not None else "the file"
+        tries = "once" if attempts == 1 else f"{attempts} times"
+        super().__init__(f"{url!r}: {which} cannot be fetched ({reason}); tried {tries}")
+
+
 class ManifestError(EntireIdError, ValueError):
     """A packed data set is not what its manifest says."""
 
@@ -246,6 +268,16 @@ class ManifestError(EntireIdError, ValueError):
         self.folder = None if folder is None else str(folder)
         hint = f". See every problem with: entire-id verify {quote(self.folder)}" if self.folder else ""
         super().__init__(f"{self.path!r}: {what}{hint}")
+
+
+class CorruptCropError(ManifestError):
+    """One crop's bytes are not those that were packed."""
+
+    def __init__(self, path: str | Path, key: str, row: int, offset: int, folder: str | Path | None = None) -> None:
+        self.key = key
+        self.row = row
+        self.offset = offset
+        super().__init__(path, f"the bytes of {key!r} (row {row}, at byte {offset:,}) are not those packed", folder)
 
 
 class ImageDecodeError(EntireIdError, OSError):
@@ -287,6 +319,14 @@ class SplitNotFoundError(EntireIdError, KeyError):
         super().__init__(f"{self.path!r} has no split {split!r} here; there is {', '.join(self.splits)}.{reason}")
 
 
+class SelectionError(EntireIdError, ValueError):
+    """Crops of a data set cannot be chosen, labelled or joined as asked."""
+
+    def __init__(self, name: str | Path, what: str) -> None:
+        self.name = str(name)
+        super().__init__(f"{self.name!r}: {what}")
+
+
 class ModelError(EntireIdError, ValueError):
     """A model cannot be opened, or does not give a feature for every crop."""
 
@@ -305,3 +345,7 @@ class FeaturesError(EntireIdError, ValueError):
 
 class EvaluationError(EntireIdError, ValueError):
     """Arrays given to the evaluation have the wrong shape, length or values."""
+
+
+class SamplingError(EntireIdError, ValueError):
+    """Batches cannot be drawn as asked: too few identities, arrays of different lengths, a state of other crops."""

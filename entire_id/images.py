@@ -127,7 +127,7 @@ def decode_rgb(data: bytes) -> RgbImage:
             if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
                 grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except (ValueError, SyntaxError) as error:  # what Pillow raises on broken PNG chunks
         raise OSError(f"broken image: {error}") from error
 

@@ -122,6 +122,11 @@ class RemoteFolder:
         return self._opened[0] if self._opened else None
 
     @property
+    def is_concurrent(self) -> bool:
+        """Whether several threads may use it at once: a session of FTP, say, does one thing after the other."""
+        return bool(self._fs.async_impl)
+
+    @property
     def _is_object_store(self) -> bool:
         protocol = self._fs.protocol
         return not _OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
@@ -206,8 +211,8 @@ class RemoteFolder:
         size = int(info.get("size") or 0)
         return Entry(path.rstrip("/"), kind, size, changed[0] if changed else None, "".join(versions[:1]))
 
-    def read(self, path: str, limit: int) -> bytes:
-        """Return the first `limit` bytes of a file.
+    def read(self, path: str, stop: int | None, start: int = 0) -> bytes:
+        """Return the bytes of a file from `start` on, up to `stop` or its end.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -215,7 +220,8 @@ class RemoteFolder:
         full = self._full(path)
         with self._border(path):
             try:
-                data: bytes = self._fs.cat_file(full, start=0, end=limit)  # one request: a size is not asked for first
+                # One request: a size is not asked for first.
+                data: bytes = self._fs.cat_file(full, start=start, end=stop)
             except FileNotFoundError:
                 raise
             except OSError:

@@ -30,7 +30,16 @@ PAGES = [
     "docs/evaluation.md",
     "docs/report.md",
     "docs/reranking.md",
+    "docs/training.md",
 ]
+NEEDS = {
+    "torch": ["torch"],
+    "plots": ["matplotlib"],
+    "import webdataset": ["webdataset", "torch"],
+    "import Accelerator": ["accelerate"],
+    "import Trainer": ["transformers", "accelerate"],
+    "import lightning": ["lightning"],
+}  # by word of a snippet
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SNIPPETS = [
     pytest.param(code, id=f"{page}-{number}")
@@ -57,12 +66,15 @@ def entire_id(line: str) -> list[str]:
     return [sys.executable, "-m", "entire_id", *arguments]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # torch, of Lightning
 @pytest.mark.parametrize("code", SNIPPETS)
-def test_snippet_runs(code: str, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "torch" in code:
-        pytest.importorskip("torch")
-    if "plots" in code:
-        pytest.importorskip("matplotlib")
+def test_snippet_runs(code: str, packed: Path, crops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for word in filter(code.__contains__, NEEDS):
+        for package in NEEDS[word]:
+            pytest.importorskip(package)
+    if "entire-id-tar" in code:
+        pack_folder(crops, packed.with_name("entire-id-tar"), format="webdataset")
     monkeypatch.chdir(packed.parent)
     exec(compile(code, "snippet", "exec"), {})
 
@@ -106,6 +118,16 @@ def test_embedding_commands_run_with_the_function_shown(packed: Path) -> None:
     for line in commands("docs/embedding.md"):
         run(entire_id(line), packed.parent)
     assert np.load(packed.with_name("entire-id.features") / "my_model-describe" / "query.npy").shape == (12, 6)
+
+
+def test_training_commands_run_with_the_script_shown(packed: Path) -> None:
+    pytest.importorskip("torch")
+    (code,) = (code for language, code in BLOCK.findall((ROOT / "docs/training.md").read_text()) if language == "py")
+    (packed.parent / "train.py").write_text(code)
+    for line in commands("docs/training.md"):
+        name, *arguments = shlex.split(line)
+        assert name == "torchrun"
+        run([sys.executable, "-m", "torch.distributed.run", *arguments], packed.parent)
 
 
 def test_make_targets_shown_exist() -> None:

@@ -14,8 +14,10 @@ from entire_id.errors import (
     CamerasFileError,
     ClusterError,
     ConfigNotFoundError,
+    CorruptCropError,
     CropRejectedError,
     DatasetNotFoundError,
+    DownloadError,
     EntireIdError,
     EvaluationError,
     FeaturesError,
@@ -28,6 +30,8 @@ from entire_id.errors import (
     OutputExistsError,
     PreviousVersionError,
     RepositoryNotFoundError,
+    SamplingError,
+    SelectionError,
     SourceChangedError,
     SourceError,
     SourceUnreachableError,
@@ -54,6 +58,10 @@ EXAMPLES = [
     (ClusterError("auto", "nobody answers"), RuntimeError, ["'auto'", "nobody answers", "ray status"]),
     (MissingExtraError("ray", "--engine ray", "ray"), ImportError, ["--engine ray", "pip install 'entire-id[ray]'"]),
     (MissingExtraError("s3fs", "s3://"), ImportError, ["s3fs is not installed", "pip install s3fs"]),
+    (DownloadError("http://h/a", (5, 1200), 7, "503"), OSError, ["'http://h/a'", "bytes 5 to 1,200", "503", "7 times"]),
+    (DownloadError("http://h/a", (0, None), 1, "403"), OSError, ["the file cannot be fetched (403)", "tried once"]),
+    (CorruptCropError("d/a.tar", "query/x", 3, 9999, "d"), ManifestError, ["'d/a.tar'", "'query/x'", "row 3", "9,999"]),
+    (SelectionError("d", "no camera 9 in it"), ValueError, ["'d'", "no camera 9"]),
     (WorkerDiedError(), RuntimeError, ["killed", "Type the same command again", "--jobs 1"]),
     (PreviousVersionError("old", "that is version 2.0.0"), ValueError, ["'old'", "cannot follow", "version 2.0.0"]),
     (OutputExistsError(Path("out")), FileExistsError, ["'out'", "not empty", "Name a new folder"]),
@@ -70,6 +78,7 @@ EXAMPLES = [
     (ModelError("vit", "no such file"), ValueError, ["'vit'", "no such file"]),
     (FeaturesError("f.npy", "too short"), ValueError, ["'f.npy'", "too short", "entire-id embed"]),
     (EvaluationError("shapes differ"), ValueError, ["shapes differ"]),
+    (SamplingError("3 identities"), ValueError, ["3 identities"]),
 ]
 
 

@@ -274,7 +274,7 @@ def read_features(folder: str | Path, split: str, features: str | Path) -> Featu
         if len(values) != len(reader) or not _are_keys(keys, reader.keys):
             raise FeaturesError(features, f"their keys are not those of {split}")
         columns = {name: reader.meta[name].to_numpy() for name in _COLUMNS}
-        described = _camera_columns(reader.folder, reader.camids)
+        described = _camera_columns(Path(folder), reader.camids)
         return Features(np.asarray(values), reader.pids, reader.camids, reader.keys, described | columns)
 
 

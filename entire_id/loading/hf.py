@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,10 @@ from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, read_manifest
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["load"]
+__all__ = ["hub_errors", "hub_file", "load", "repository_of"]
 
 _PREFIX = "hf://datasets/"
+_NEITHER = "no such folder, and no repository name (owner/name)"
 
 
 def load(
@@ -60,16 +63,14 @@ def load(
 
     if streaming and split is not None and "[" in split:
         raise ValueError(f"a stream has no slices ({split!r}); take the split, then .skip(n) and .take(n)")
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not str(path).startswith(_PREFIX):
+    name = repository_of(path)
+    if name is None:
+        folder = Path(path).expanduser()
         if revision is not None:
             raise ValueError(f"revision {revision!r} belongs to a repository; {str(path)!r} is a folder")
         _check_names(path, _check_folder(folder), config, split)
         builder = datasets.load_dataset_builder(str(folder.resolve()), config)
     else:
-        name = str(path).removeprefix(_PREFIX)
-        if "/" not in name:
-            raise DatasetNotFoundError(path, "no such folder, and no repository name (owner/name)")
         commit, configs = _check_repository(name, revision)
         _check_names(path, configs, config, split)
         builder = datasets.load_dataset_builder(_PREFIX + name, config, revision=commit)
@@ -80,6 +81,20 @@ def load(
         return builder.as_streaming_dataset(split)
     builder.download_and_prepare()
     return builder.as_dataset(split)
+
+
+def repository_of(path: str | Path) -> str | None:
+    """Return the repository `owner/name` that `path` means, None for a folder of this machine.
+
+    Raises:
+        DatasetNotFoundError: it is neither.
+    """
+    if not str(path).startswith(_PREFIX) and Path(path).expanduser().is_dir():
+        return None
+    name = str(path).removeprefix(_PREFIX)
+    if "/" not in name:
+        raise DatasetNotFoundError(path, _NEITHER)
+    return name
 
 
 def _check_folder(folder: Path) -> dict[str, list[str]]:
@@ -108,27 +123,50 @@ def _check_folder(folder: Path) -> dict[str, list[str]]:
 
 def _check_repository(name: str, revision: str | None) -> tuple[str, dict[str, list[str]]]:
     """Return the commit that `revision` means now, and the splits of every config there."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        readme = Path(hf_hub_download(name, README_FILE, repo_type="dataset", revision=revision))
-        commit = readme.parent.name
-        manifest = Path(hf_hub_download(name, MANIFEST_FILE, repo_type="dataset", revision=commit))
-    except HFValidationError as error:
-        raise DatasetNotFoundError(name, "no such folder, and no repository name (owner/name)") from error
-    except GatedRepoError as error:
-        raise RepositoryNotFoundError(name, "access is gated: ask for it on its page, then `hf auth login`") from error
-    except LocalEntryNotFoundError as error:
-        raise RepositoryNotFoundError(name, "the Hub cannot be reached, and it is not in the cache") from error
-    except HfHubHTTPError as error:
-        raise RepositoryNotFoundError(name, f"the Hub says no ({str(error).splitlines()[0]})") from error
+    commit, readme = hub_file(name, README_FILE, revision)
+    _, manifest = hub_file(name, MANIFEST_FILE, commit)
     rules = loading_rules(readme.read_text("utf-8", errors="replace"))
     digest = json.loads(manifest.read_bytes()).get("content_sha256")
     configs = rules.get("configs", [])
     if not configs or any(entry.get("description") != content_description(digest) for entry in configs):
         raise ManifestError(f"{name}/{README_FILE}", "it describes another content than manifest.json")
     return commit, _splits(rules)
+
+
+def hub_file(name: str, path: str, revision: str | None) -> tuple[str, Path]:
+    """Return the commit that `revision` of a repository means now, and a copy of the file `path` at its root.
+
+    Raises:
+        DatasetNotFoundError: `name` is no name of a repository.
+        RepositoryNotFoundError: see `hub_errors`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(name):
+        file = Path(hf_hub_download(name, path, repo_type="dataset", revision=revision))
+    return file.parent.name, file
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into errors of this package.
+
+    Raises:
+        DatasetNotFoundError: `name` is no name of a repository.
+        RepositoryNotFoundError: no such repository or revision, access to it is gated, or it cannot be reached.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise DatasetNotFoundError(name, _NEITHER) from error
+    except GatedRepoError as error:
+        raise RepositoryNotFoundError(name, "access is gated: ask for it on its page, then `hf auth login`") from error
+    except LocalEntryNotFoundError as error:
+        raise RepositoryNotFoundError(name, "the Hub cannot be reached, and it is not in the cache") from error
+    except HfHubHTTPError as error:
+        raise RepositoryNotFoundError(name, f"the Hub says no ({str(error).splitlines()[0]})") from error
 
 
 def _splits(rules: dict[str, Any]) -> dict[str, list[str]]:

@@ -20,11 +20,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from entire_id.errors import MissingExtraError, ModelError
 from entire_id.images import RgbImage
 from entire_id.loading.colour import describe_colour
+from entire_id.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
 
 __all__ = ["Device", "Model", "ModelOptions", "Preprocessing", "open_model"]
 
@@ -34,8 +34,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Floats = npt.NDArray[np.float32]
 Run = Callable[[Sequence[RgbImage]], Any]
 
-# Mean and standard deviation of ImageNet's pixels, as torchvision's models take them: what ReID code normalises by.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _PROBE_SIZE = 64, 32  # height, width of the grey crop that tells how long features are
 
@@ -111,19 +109,16 @@ class Preprocessing:
     """
 
     size: tuple[int, int]
-    mean: tuple[float, ...] = _IMAGENET_MEAN
-    std: tuple[float, ...] = _IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     scale: float = 1 / 255
 
     def __call__(self, images: Sequence[RgbImage]) -> Floats:
         """Return (n, 3, height, width) float32 of n crops, each (height, width, 3) uint8 RGB."""
-        height, width = self.size
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        batch = np.empty((len(images), 3, height, width), np.float32)
+        mean, std = (np.array(values) / (255 * self.scale) for values in (self.mean, self.std))
+        batch = np.empty((len(images), 3, *self.size), np.float32)
         for number, image in enumerate(images):
-            resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(resized, np.float32) * np.float32(self.scale)
-            batch[number] = ((pixels - mean) / std).transpose(2, 0, 1)
+            batch[number] = normalise(resize(image, *self.size), mean, std)
         return batch
 
     def facts(self) -> dict[str, Any]:
@@ -263,7 +258,7 @@ def _open_onnx(name: str, options: ModelOptions) -> Model:
         raise ModelError(name, f"onnxruntime cannot open it ({_first_line(error)})") from error
     shape = _input_shape(name, session)
     preprocessing = Preprocessing(
-        _input_size(name, shape, options.size), options.mean or _IMAGENET_MEAN, options.std or _IMAGENET_STD
+        _input_size(name, shape, options.size), options.mean or IMAGENET_MEAN, options.std or IMAGENET_STD
     )
     network = _OnnxNetwork(name, session, preprocessing, shape[0] if isinstance(shape[0], int) else None)
     output = network.first_matrix()

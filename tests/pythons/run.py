@@ -44,7 +44,8 @@ def run_tests(interpreter: Path, version: str) -> None:
         subprocess.run([interpreter, "-m", "venv", environment], check=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", "--editable", ROOT, *TOOLS], check=True)
-    subprocess.run([python, "-m", "pytest", "-n", "2", "-q"], check=True, cwd=ROOT)
+    tests = [python, "-m", "pytest", "-n", "2", "-q", "--doctest-ignore-import-errors"]  # some modules are for torch
+    subprocess.run(tests, check=True, cwd=ROOT)
 
 
 def main() -> None:

@@ -1,0 +1,107 @@
+"""Several data sets as one, without people or cameras that collide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from entire_id.errors import SelectionError
+from entire_id.loading.dataset import CropDataset
+from entire_id.loading.index import ShardIndex, arrow_array, concat_indexes
+from entire_id.loading.selection import LabelMap
+from entire_id.records import JUNK_PID
+
+__all__ = ["join"]
+
+_MIN_PID_STEP, _MIN_CAMID_STEP = 10**6, 10**3  # between data sets, so that numbers are the same for any split
+_MAX_INT32 = np.iinfo(np.int32).max
+
+
+def join(datasets: Mapping[str, CropDataset], labels: LabelMap | None = None) -> CropDataset:
+    """Return one data set over all rows of several, in their order, without people or cameras that collide.
+
+    A person is (part, pid): splits of one part of one data set share their people, `train` and `val` say. Any other
+    two number anew, and so something is added to pids and camids: nothing to those of the first, then 1,000,000 and
+    1,000 more for each, or the next power of ten that holds all. The same names in the same order give the same
+    numbers, so that labels hold for other splits too. Junk stays -1.
+
+    Args:
+        datasets: by name; `sources` tells which a row is from. All have the same transform, decode and reading.
+        labels: classes that a model knows already; by default 0…n-1 over the sorted new pids.
+
+    Raises:
+        ValueError: nothing to join, or they are not read in the same way.
+        SelectionError: the numbers do not fit into 32 bits, or `labels` do not know somebody.
+
+    Example:
+        >>> both = join({name: CropDataset(name, "train") for name in ("entire-id", "my-crops")})  # doctest: +SKIP
+        >>> both.source_names[both.sources[0]]  # doctest: +SKIP
+        'entire-id'
+    """
+    return _JoinedDataset(datasets, labels)
+
+
+class _JoinedDataset(CropDataset):
+    """What `join` returns."""
+
+    def __init__(self, datasets: Mapping[str, CropDataset], labels: LabelMap | None) -> None:
+        if len({(id(one.transform), one.decode, one.reading) for one in datasets.values()}) != 1:
+            raise ValueError("join takes at least one data set, and all with the same transform, decode and reading")
+        parts = _parts(datasets)
+        first = next(iter(datasets.values()))
+        numbering = ", ".join(f"{part.name} + {part.pid_offset}" for part in parts)
+        self.name = " + ".join(datasets)
+        self.transform, self.decode, self.reading = first.transform, first.decode, first.reading
+        self.pid_space = self.camid_space = numbering
+        indexes = [part.shifted(one.index) for part, one in zip(parts, datasets.values(), strict=True)]
+        index = concat_indexes(indexes, sum(map(len, indexes)), partial(_joined_index, parts))
+        self._set_up(index, numbering, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One of the joined: its name, how its index is made anew, and what is added to its numbers."""
+
+    name: str
+    rebuild: Callable[[], ShardIndex] | None
+    pid_offset: int
+    camid_offset: int
+
+    def shifted(self, index: ShardIndex) -> ShardIndex:
+        pids = np.where(index.pids == JUNK_PID, index.pids, index.pids + np.int32(self.pid_offset))
+        table = index.table.set_column(index.table.column_names.index("pid"), "pid", arrow_array(pids))
+        camids = arrow_array(index.camids + np.int32(self.camid_offset))
+        table = table.set_column(table.column_names.index("camid"), "camid", camids)
+        shards = [replace(shard, source="/".join(filter(None, (self.name, shard.source)))) for shard in index.shards]
+        return ShardIndex(shards, table, index.texts)
+
+
+def _parts(datasets: Mapping[str, CropDataset]) -> tuple[_Part, ...]:
+    ones = list(datasets.values())
+    name = " + ".join(datasets)
+    pid_offsets = _offsets([one.pid_space for one in ones], [one.pids for one in ones], _MIN_PID_STEP, name)
+    camid_offsets = _offsets([one.camid_space for one in ones], [one.camids for one in ones], _MIN_CAMID_STEP, name)
+    return tuple(
+        _Part(name, one.index.rebuild, *offsets)
+        for (name, one), *offsets in zip(datasets.items(), pid_offsets, camid_offsets, strict=True)
+    )
+
+
+def _offsets(spaces: list[str], numbers: list[npt.NDArray[np.int32]], min_step: int, name: str) -> list[int]:
+    """Return what to add to the numbers of each data set: those of one space keep theirs among themselves."""
+    largest = max(int(values.max()) for values in numbers)
+    step = max(min_step, 10 ** len(str(largest)))
+    places = {space: place for place, space in enumerate(dict.fromkeys(spaces))}
+    if (len(places) - 1) * step + largest > _MAX_INT32:
+        raise SelectionError(name, f"numbers up to {largest:,} of {len(places)} data sets do not fit into 32 bits")
+    return [places[space] * step for space in spaces]
+
+
+def _joined_index(parts: tuple[_Part, ...]) -> ShardIndex:
+    """Return the index of a joined data set, read anew."""
+    indexes = [part.shifted(part.rebuild()) for part in parts if part.rebuild is not None]
+    return concat_indexes(indexes, sum(map(len, indexes)), partial(_joined_index, parts))

@@ -1,0 +1,432 @@
+"""Identity-balanced batches from shards that are read as they are needed: nothing is downloaded as a whole."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from entire_id.errors import (
+    CorruptCropError,
+    EntireIdError,
+    ImageDecodeError,
+    SamplingError,
+    SelectionError,
+    SplitNotFoundError,
+)
+from entire_id.images import RgbImage, decode_rgb
+from entire_id.loading.dataset import ReadOptions
+from entire_id.loading.files import open_files
+from entire_id.loading.index import fetch_manifest
+from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
+from entire_id.loading.sampler import place_of_process
+from entire_id.loading.selection import LabelMap, Selection, check_known
+from entire_id.loading.transforms import Transform
+from entire_id.loading.units import UnitReader
+from entire_id.loading.waiting import Batch, Epoch
+from entire_id.records import PART_OF_SPLIT
+from entire_id.shards.manifest import Shard
+
+__all__ = ["PKStream", "StreamOptions"]
+
+# Places in what all processes share: what to iterate; batches of it that are done; lanes that it must have, 0 for any;
+# lanes that the last iteration had; whether workers began one since it was last said what to iterate.
+_EPOCH, _SKIP, _FIXED_LANES, _LANES, _WORKERS = range(5)
+_DRAWN_BY = ("pool_rows", "unit_groups", "uniform")  # options that decide which batches there are
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """How a stream reads and mixes.
+
+    Attributes:
+        pool_rows: crops that wait in the pool of a lane; more mix better and take more memory, about 8 kB each. Where
+            there are several lanes, as many as two units and a batch hold wait at least.
+        unit_groups: row groups of one shard that enter a pool together, at least 1: with 1 people mix best in a short
+            training, with 4 the crops of a person do in a long one.
+        lanes: pools that take turns, over all ranks and workers; None for one a worker. Ranks × workers must divide
+            it. The batches of an epoch are the same for every number of ranks and workers that does.
+        prefetch_units: units that each lane begins to read before they are needed.
+        uniform: batches of p · k crops drawn uniformly, junk too if it is selected, instead of K crops of P people.
+    """
+
+    pool_rows: int = 8_192
+    unit_groups: int = 4
+    lanes: int | None = None
+    prefetch_units: int = 2
+    uniform: bool = False
+
+
+class PKStream(IterableDataset[dict[str, Any]]):
+    """Batches of P identities × K crops from shards anywhere, for a `DataLoader` with `batch_size=None`.
+
+    In an epoch every crop is seen once; where K does not divide the crops of an identity that arrive together, others
+    of them fill up its last group. Nobody is in a batch twice, and all batches hold P identities, but for the last ones
+    of an epoch. All ranks take the same number of batches.
+
+    A batch is a dict of B ≤ P · K crops, those of an identity side by side:
+
+    - `image`: (B, …) what the transform returns, stacked; a list of pixels or bytes where there is none;
+    - `label`, `pid`, `camid`: (B,) int64; labels are classes in [0, len(label_map)), -1 for junk;
+    - `row`: (B,) int64, number of the crop in the split, as in `CropDataset` without a selection;
+    - `padded`: (B,) bool, whether the crop only fills up its group and is counted elsewhere.
+
+    The batches follow from the content, seed, epoch, options and the number of lanes: a run that was stopped after any
+    batch goes on with the same ones. An epoch that has been iterated is drawn again unless `set_epoch` is called.
+
+    Attributes:
+        name: where the data set lies.
+        label_map: which class a person is.
+        rank: of this process.
+        world_size: number of processes.
+
+    Example:
+        >>> from torch.utils.data import DataLoader  # doctest: +SKIP
+        >>> stream = PKStream("owner/entire-id", "train", p=16, k=4, transform=augment)  # doctest: +SKIP
+        >>> loader = DataLoader(stream, batch_size=None, num_workers=4)  # doctest: +SKIP
+        >>> for epoch in range(120):  # doctest: +SKIP
+        ...     stream.set_epoch(epoch)
+        ...     for batch in loader:
+        ...         loss = criterion(model(batch["image"]), batch["label"])
+    """
+
+    def __init__(  # noqa: PLR0913 what and how
+        self,
+        path: str | Path,
+        split: str,
+        p: int = 16,
+        k: int = 4,
+        *,
+        seed: int = 0,
+        select: Selection | None = None,
+        labels: LabelMap | None = None,
+        transform: Transform | None = None,
+        decode: bool = True,
+        reading: ReadOptions | None = None,
+        options: StreamOptions | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """Read the manifest; shards are read when batches are asked for.
+
+        Args:
+            path: a folder, a repository or a URL; see `open_files`.
+            split: `train`, `val`, `query` or `gallery`.
+            p: identities in a batch.
+            k: crops of each.
+            seed: of every draw, at least 0.
+            select: which crops; all but junk by default.
+            labels: classes that a model knows already; by default 0…n-1 over the sorted pids of the manifest that the
+                selection's continents and pids leave.
+            transform: what is done to the pixels of a crop, see `Transform`; torchvision's go through `on_pil`.
+            decode: give pixels; otherwise bytes, without a transform.
+            reading: how crops are read. A corrupt crop that is to be skipped gives its place to another of its group,
+                with a warning.
+            options: how the stream reads and mixes.
+            rank: of this process; see `PKSampler`.
+            world_size: number of processes.
+
+        Raises:
+            DatasetNotFoundError: no data set lies at `path`.
+            RepositoryNotFoundError: no such repository or revision, or it cannot be reached.
+            SplitNotFoundError: it has no such split.
+            ManifestError: its manifest is damaged.
+            DownloadError: it cannot be fetched.
+            SelectionError: nobody is left, or `labels` do not know somebody.
+            SamplingError: p, k, seed or an option is out of its range, or there are fewer than p identities.
+            ValueError: a transform of bytes.
+        """
+        super().__init__()
+        if transform is not None and not decode:
+            raise ValueError("a transform takes pixels; with decode=False there are none")
+        self._reading, self._options = reading or ReadOptions(), options or StreamOptions()
+        self._select = select or Selection()
+        self._files = open_files(path, self._reading.fetch)
+        self._manifest = fetch_manifest(self._files)
+        self._split, self._transform, self._decode = split, transform, decode
+        self.name = self._files.name
+        self._shards = [shard for shard in self._manifest.shards if shard.split == split]
+        if not self._shards:
+            raise SplitNotFoundError(self.name, split, self._manifest.splits)
+        self.rank, self.world_size = place_of_process(rank, world_size)
+        people = self._people()
+        self.label_map = labels or LabelMap(tuple(sorted(people)), PART_OF_SPLIT[split])
+        self.label_map.labels_of(np.array(sorted(people)))
+        self._p, self._k, self._seed = p, k, seed
+        self._check(len(people))
+        # Seen by workers that live longer than an epoch, too.
+        self._shared = torch.zeros(5, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._start()
+
+    def _start(self) -> None:
+        """Make what every process has for itself."""
+        self._num_handed = 0
+        self._reader: tuple[int, UnitReader] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only what another process cannot make by itself."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_num_handed", "_reader")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shared.share_memory_()  # a copy shares with its own workers
+        self._start()
+
+    def _people(self) -> set[int]:
+        """Return who can be in a batch, as far as the manifest tells.
+
+        Raises:
+            SelectionError: the selection asks for what is not there.
+        """
+        select, where = self._select, f"{self.name}: {self._split}"
+        check_known(where, "continent", select.continents, [shard.continent for shard in self._shards])
+        check_known(where, "person", select.pids, [pid for shard in self._shards for pid in shard.pids])
+        people = {pid for shard in self._shards if self._is_chosen(shard) for pid in shard.pids}
+        return people if select.pids is None else people & set(select.pids)
+
+    def _is_chosen(self, shard: Shard) -> bool:
+        """Tell whether a shard can hold crops of the selection."""
+        select = self._select
+        is_there = select.continents is None or shard.continent in select.continents
+        return is_there and (select.pids is None or not set(select.pids).isdisjoint(shard.pids))
+
+    def _check(self, num_people: int) -> None:
+        options = self._options
+        for name, value in (
+            ("p", self._p),
+            ("k", self._k),
+            ("pool_rows", options.pool_rows),
+            ("unit_groups", options.unit_groups),
+            ("lanes", 1 if options.lanes is None else options.lanes),
+        ):
+            if value < 1:
+                raise SamplingError(f"{name} {value!r} is not at least 1")
+        if self._seed < 0 or options.prefetch_units < 0:
+            raise SamplingError(f"seed {self._seed!r} and prefetch_units {options.prefetch_units!r} are not at least 0")
+        if num_people < self._p and not options.uniform:
+            raise SamplingError(f"{num_people} identities cannot fill a batch of p {self._p}")
+
+    # --- where it is ---
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw `epoch`, at least 0, from the next iteration on.
+
+        A resumed epoch goes on where it was if `epoch` is the same; else it is drawn whole.
+        """
+        if epoch < 0:
+            raise SamplingError(f"epoch {epoch!r} is below 0")
+        if epoch != self._shared[_EPOCH]:
+            self._shared[_SKIP] = 0
+        self._shared[_EPOCH] = epoch
+        self._shared[_WORKERS] = 0
+        self._num_handed = 0
+
+    def state_dict(self, num_batches: int | None = None) -> dict[str, Any]:
+        """Return where this epoch is, as plain values; the same on every rank.
+
+        Args:
+            num_batches: batches that the training loop has finished since it began to iterate. Workers are ahead of the
+                loop, so only the loop knows. None counts what was handed out, which is right without workers.
+
+        Raises:
+            SamplingError: there are workers, and num_batches is not given; or it is below 0.
+        """
+        if num_batches is None and self._shared[_WORKERS]:
+            raise SamplingError(
+                "workers are ahead of the loop: give the batches it has finished, state_dict(num_batches)"
+            )
+        num_done = self._num_handed if num_batches is None else num_batches
+        if num_done < 0:
+            raise SamplingError(f"num_batches {num_batches!r} is below 0")
+        epoch, skip, _, lanes, _ = self._shared.tolist()
+        place = {"epoch": epoch, "num_batches": skip + num_done, "world_size": self.world_size, "lanes": lanes}
+        return place | self._facts()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken. Another number of ranks or workers will do, if the lanes can be dealt to them.
+
+        Raises:
+            SamplingError: the state is not of such a stream of the same content, or of a place in the epoch that this
+                number of ranks does not have.
+        """
+        facts = self._facts()
+        missing = [name for name in ("epoch", "num_batches", "world_size", "lanes", *facts) if name not in state]
+        if missing:
+            raise SamplingError(f"this is no state of a PKStream: it has no {missing[0]!r}")
+        for name, value in facts.items():
+            if state[name] != value:
+                raise SamplingError(f"the state is of {name} {state[name]!r}, this stream has {name} {value!r}")
+        if self._options.lanes not in (None, state["lanes"]) and state["lanes"]:
+            raise SamplingError(f"the state is of {state['lanes']} lanes, this stream has {self._options.lanes}")
+        num_done, rest = divmod(state["num_batches"] * state["world_size"], self.world_size)
+        if rest:
+            what = f"{state['num_batches']} batches on each of {state['world_size']} ranks"
+            raise SamplingError(f"the state is after {what}, which is no whole number of steps of {self.world_size}")
+        self._shared[:] = torch.tensor([state["epoch"], num_done, state["lanes"], state["lanes"], 0])
+        self._num_handed = 0
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same for a state to fit."""
+        options = {name: value for name, value in asdict(self._options).items() if name in _DRAWN_BY}
+        select = {
+            name: sorted(value) if isinstance(value, Collection) else value
+            for name, value in asdict(self._select).items()
+        }
+        who = {"split": self._split, "p": self._p, "k": self._k, "seed": self._seed}
+        return {"content": self._manifest.content_sha256, **who, **options, "select": select}
+
+    # --- batches ---
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Return the batches of this rank, or of this worker of it, from where the epoch stands now.
+
+        They raise:
+            SamplingError: the lanes cannot be dealt to the ranks and workers, or there are too few row groups for them.
+            SelectionError: no crop is left.
+            ManifestError: a shard is not that of the manifest.
+            CorruptCropError: a crop is not what was packed, and crops are verified.
+            ImageDecodeError: a crop does not decode.
+            DownloadError, RepositoryNotFoundError: a file cannot be fetched.
+        """
+        self._num_handed = 0
+        self._shared[_WORKERS] = int(get_worker_info() is not None)
+        return self._iterated(self._draw(), int(self._shared[_SKIP]))
+
+    def _iterated(self, draw: EpochDraw, skip: int) -> Iterator[dict[str, Any]]:
+        """Yield the batches of an epoch, but for the first `skip` of this rank."""
+        worker = get_worker_info()
+        number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        units = self._units(draw, num_workers)
+        self._shared[_LANES] = len(units)
+        # A loader asks worker 0 first; when an epoch is resumed it is the next batch's turn.
+        turn = (number + skip) % num_workers
+        own = range(self.rank + turn * self.world_size, len(units), num_workers * self.world_size)
+        num_done = len(range(turn, skip, num_workers))
+        options = self._options
+        draw = replace(draw, pool_rows=even_pool_rows(draw, units))
+        epoch = Epoch(draw, units, self._own_reader(), options.prefetch_units, uniform=options.uniform)
+        try:
+            for batch in self._batches(epoch, own, num_done):
+                self._num_handed += 1
+                yield batch
+        except EntireIdError:
+            self._reader = None  # what it failed to read may be there the next time
+            raise
+        finally:
+            epoch.close()
+
+    def _own_reader(self) -> UnitReader:
+        """Return the reader of this process: it keeps the labels for the next epoch."""
+        if self._reader is None or self._reader[0] != os.getpid():  # forked: its locks may be held for ever
+            reader = UnitReader(self._files, self._manifest, self._shards, self._select, verify=self._reading.verify)
+            self._reader = os.getpid(), reader
+        return self._reader[1]
+
+    def _draw(self) -> EpochDraw:
+        """Return what this epoch is drawn by; in a uniform one every crop is an identity of its own."""
+        p, k = (self._p * self._k, 1) if self._options.uniform else (self._p, self._k)
+        options = self._options
+        return EpochDraw(p, k, options.pool_rows, options.unit_groups, self._seed, int(self._shared[_EPOCH]))
+
+    def _units(self, draw: EpochDraw, num_workers: int) -> list[list[Unit]]:
+        """Return the units of each lane."""
+        num_readers = self.world_size * num_workers
+        num_lanes = self._options.lanes or int(self._shared[_FIXED_LANES]) or num_readers
+        if num_lanes % num_readers:
+            what = f"{self.world_size} ranks × {num_workers} workers do not divide {num_lanes} lanes"
+            raise SamplingError(f"{what}; choose numbers that do")
+        units = draw_units([shard.row_groups if self._is_chosen(shard) else () for shard in self._shards], draw)
+        if len(units) < num_lanes:
+            what = f"{len(units)} units of {draw.unit_groups} row groups cannot feed {num_lanes} lanes"
+            raise SamplingError(f"{what}; use fewer workers or lanes, or a smaller unit_groups")
+        return deal_units(units, num_lanes)
+
+    def _batches(self, epoch: Epoch, own: Sequence[int], num_done: int) -> Iterator[dict[str, Any]]:
+        """Yield the batches of some lanes, which take turns, but for the first `num_done`."""
+        lanes = [epoch.batches(lane, len(range(place, num_done, len(own)))) for place, lane in enumerate(own)]
+        for turn in itertools.count(num_done):
+            batch = next(lanes[turn % len(lanes)], None)
+            if batch is None:  # all lanes have the same number of batches
+                break
+            yield self._made(batch, epoch)
+        if not turn:
+            raise SelectionError(f"{self.name}: {self._split}", f"no crop is left by {self._select}")
+
+    def _made(self, batch: Batch, epoch: Epoch) -> dict[str, Any]:
+        """Return a batch with its images decoded; corrupt ones are replaced, if they are to be skipped."""
+        images = [self._image(batch, place, epoch) for place in range(len(batch.crops))]
+        columns, is_padded = batch.columns, batch.is_padded
+        bad = [place for place, image in enumerate(images) if isinstance(image, EntireIdError)]
+        if bad:
+            kept, source = self._replaced(images, epoch.draw.k)
+            images = [images[place] for place in source.tolist()]
+            columns = columns[:, source]
+            is_padded = (is_padded | np.isin(np.arange(len(is_padded)), bad))[kept]
+        pid, camid, row, _ = columns.copy()
+        label = self.label_map.labels_of(pid)
+        return {"image": _stacked(images), "label": label, "pid": pid, "camid": camid, "row": row, "padded": is_padded}
+
+    def _replaced(self, images: list[Any], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return which places of a batch are kept, and whose image each of them shows.
+
+        A corrupt crop gives its place to the next one of its group; a group of nothing else goes.
+        """
+        kept, source = [], []
+        for start in range(0, len(images), k):
+            group = range(start, min(start + k, len(images)))
+            good = [place for place in group if not isinstance(images[place], EntireIdError)]
+            for place in group:
+                if isinstance(images[place], EntireIdError):
+                    warnings.warn(f"left out: {images[place]}", RuntimeWarning, stacklevel=2)
+                if good:
+                    kept.append(place)
+                    source.append(place if place in good else good[place % len(good)])
+        if not kept:
+            raise images[0]
+        return np.array(kept), np.array(source)
+
+    def _image(self, batch: Batch, place: int, epoch: Epoch) -> Any:  # noqa: ANN401 what the transform returns
+        """Return the image of a crop, or the error if it is corrupt and to be skipped."""
+        crop = batch.crops[place]
+        try:
+            if isinstance(crop, EntireIdError):
+                raise crop
+            if not self._decode:
+                return crop
+            pixels = self._pixels(crop, batch, place, epoch)
+        except (CorruptCropError, ImageDecodeError) as error:
+            if self._reading.on_corrupt == "raise":
+                raise
+            return error
+        if self._transform is None:
+            return pixels
+        rng = epoch.draw.image_generator(batch.lane, batch.number, place)
+        return self._transform(pixels, rng)
+
+    def _pixels(self, crop: bytes, batch: Batch, place: int, epoch: Epoch) -> RgbImage:
+        try:
+            return decode_rgb(crop)
+        except OSError as error:
+            _, _, number, shard = batch.columns[:, place].tolist()
+            row = number - epoch.reader.first_row(shard)
+            key, where = epoch.reader.key(shard, row), f"row {row} of {self._shards[shard].path}"
+            raise ImageDecodeError(self.name, key, f"{error}; {where}") from error
+
+
+def _stacked(images: list[Any]) -> Any:  # noqa: ANN401 an array, a tensor or a list
+    """Return images of one shape as one array or tensor."""
+    first = images[0]
+    if isinstance(first, torch.Tensor):
+        return torch.stack(images)
+    if isinstance(first, np.ndarray) and all(image.shape == first.shape for image in images):
+        return np.stack(images)
+    return images

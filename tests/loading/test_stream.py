@@ -1,0 +1,282 @@
+"""Streams of identity batches: every crop once, the same for any workers and ranks, and resumed exactly."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from entire_id.errors import (
+    CorruptCropError,
+    ImageDecodeError,
+    ManifestError,
+    SamplingError,
+    SelectionError,
+    SplitNotFoundError,
+)
+from entire_id.loading.dataset import CropDataset, ReadOptions
+from entire_id.loading.selection import LabelMap, Selection
+from entire_id.loading.stream import PKStream, StreamOptions
+
+from builders import many_crops, pack_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
+
+P, K = 4, 4
+Batch = tuple[tuple[int, ...], tuple[bool, ...]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,400 gallery crops of 60 people in four shards of several row groups."""
+    home = tmp_path_factory.mktemp("stream")
+    return pack_folder(many_crops(home / "source", people=60, shots=40), home / "packed", shard_rows=700)
+
+
+def stream_of(folder: Path | str, **options: Any) -> PKStream:
+    mixing = {"pool_rows": 200, "unit_groups": 1, "lanes": 4} | options.pop("mixing", {})
+    return PKStream(folder, "gallery", P, K, **{"decode": False} | options, options=StreamOptions(**mixing))
+
+
+def batches(stream: PKStream, workers: int = 0, num: int | None = None) -> list[Batch]:
+    """Which crops each batch shows, and which of them are padding."""
+    loader: Iterator[dict[str, Any]] = iter(DataLoader(stream, batch_size=None, num_workers=workers))
+    found = []
+    for batch in loader:
+        found.append((tuple(batch["row"].tolist()), tuple(batch["padded"].tolist())))
+        if len(found) == num:
+            break
+    del loader
+    return found
+
+
+def shown_once(found: list[Batch]) -> list[int]:
+    return sorted(row for rows, padded in found for row, is_padded in zip(rows, padded, strict=True) if not is_padded)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[Batch]:
+    return batches(stream_of(folder))
+
+
+def test_an_epoch_shows_every_crop_once_and_nobody_twice_in_a_batch(folder: Path, whole: list[Batch]) -> None:
+    pids = CropDataset(folder, "gallery").pids
+    assert shown_once(whole) == list(range(2400))
+    for rows, _ in whole:
+        people = pids[list(rows)].reshape(-1, K)
+        assert (people == people[:, :1]).all()
+        assert len(set(people[:, 0].tolist())) == len(people) <= P
+    assert sum(len(rows) == P * K for rows, _ in whole) > 0.4 * len(whole)
+
+
+def test_one_lane_has_full_batches_to_the_end(folder: Path) -> None:
+    found = batches(stream_of(folder, mixing={"lanes": 1}))
+    assert len(found) == 2400 // (P * K)
+    assert {len(rows) for rows, _ in found} == {P * K}
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (1, 4), (2, 0), (2, 2), (4, 0)])
+def test_ranks_and_workers_share_one_sequence(folder: Path, whole: list[Batch], world_size: int, workers: int) -> None:
+    parts = [
+        batches(stream_of(folder, rank=rank, world_size=world_size), workers=workers) for rank in range(world_size)
+    ]
+    assert len({len(part) for part in parts}) == 1, "ranks end together"
+    assert [batch for step in zip(*parts, strict=True) for batch in step] == whole
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stream_goes_on_after_any_batch_whatever_reads_it(folder: Path, whole: list[Batch], seed: int) -> None:
+    rng = random.Random(seed)
+    workers, later_workers = rng.choice([0, 1, 2, 4]), rng.choice([0, 1, 2, 4])
+    world_size, later_size = rng.choice([1, 2]), rng.choice([1, 2, 4])
+    if later_size * max(later_workers, 1) > 4:
+        later_workers = 0
+    if world_size * max(workers, 1) > 4:
+        workers = 2
+    num = rng.randrange(0, len(whole) // 4) * 4 // world_size
+    stream = stream_of(folder, rank=0, world_size=world_size)
+    done = batches(stream, workers, num) if num else []
+    state = pickle.loads(pickle.dumps(stream.state_dict(len(done))))
+    parts = []
+    for rank in range(later_size):
+        later = stream_of(folder, rank=rank, world_size=later_size)
+        later.load_state_dict(state)
+        parts.append(batches(later, later_workers))
+    assert [batch for step in zip(*parts, strict=True) for batch in step] == whole[num * world_size :]
+
+
+def test_the_epoch_after_a_resumed_one_is_whole(folder: Path) -> None:
+    stream = stream_of(folder)
+    batches(stream, num=5)
+    later = stream_of(folder)
+    later.load_state_dict(stream.state_dict(5))
+    loader = DataLoader(later, batch_size=None, num_workers=2, persistent_workers=True)
+    num = [len(list(loader))]
+    later.set_epoch(1)
+    second = [tuple(batch["row"].tolist()) for batch in loader]
+    fresh = stream_of(folder)
+    fresh.set_epoch(1)
+    assert second == [rows for rows, _ in batches(fresh)]
+    assert num[0] == len(batches(stream_of(folder))) - 5
+
+
+def test_epochs_and_seeds_differ_and_repeat(folder: Path, whole: list[Batch]) -> None:
+    other = stream_of(folder)
+    other.set_epoch(1)
+    second = batches(other)
+    assert second != whole
+    assert shown_once(second) == shown_once(whole)
+    assert batches(stream_of(folder, seed=1)) != whole
+    assert batches(stream_of(folder)) == whole
+
+
+def noisy(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.append(pixels.mean((0, 1)), rng.random())
+
+
+def test_a_resumed_stream_draws_the_same_augmentations(folder: Path) -> None:
+    def images(stream: PKStream, workers: int) -> list[torch.Tensor]:
+        return [batch["image"] for batch in DataLoader(stream, batch_size=None, num_workers=workers)]
+
+    expected = images(stream_of(folder, decode=True, transform=noisy), 0)
+    assert expected[0].shape == (P * K, 4)
+    stream = stream_of(folder, decode=True, transform=noisy)
+    batches(stream, 2, 7)
+    later = stream_of(folder, decode=True, transform=noisy)
+    later.load_state_dict(stream.state_dict(7))
+    rest = images(later, 4)
+    assert len(rest) == len(expected) - 7
+    assert all(torch.equal(one, other) for one, other in zip(rest, expected[7:], strict=True))
+
+
+def test_batches_carry_labels_and_pixels(folder: Path) -> None:
+    crops = CropDataset(folder, "gallery")
+    stream = stream_of(folder, decode=True)
+    batch = next(iter(stream))
+    rows = batch["row"]
+    assert (batch["pid"] == crops.pids[rows]).all()
+    assert (batch["camid"] == crops.camids[rows]).all()
+    assert (batch["label"] == crops.labels[rows]).all()
+    assert stream.label_map == crops.label_map
+    assert all((image == crops[row]["image"]).all() for image, row in zip(batch["image"], rows.tolist(), strict=True))
+
+
+def test_a_uniform_stream_shows_every_crop_once_in_batches_of_p_times_k(folder: Path) -> None:
+    found = batches(stream_of(folder, mixing={"uniform": True, "lanes": 1}))
+    assert shown_once(found) == list(range(2400))
+    assert {len(rows) for rows, _ in found} == {P * K}
+    pids = CropDataset(folder, "gallery").pids
+    assert any(len(set(pids[list(rows)].tolist())) > P for rows, _ in found)
+
+
+def test_a_selection_leaves_out_the_rest(folder: Path) -> None:
+    select = Selection(cameras=[0, 2], pids=range(30))
+    crops = CropDataset(folder, "gallery")
+    expected = np.flatnonzero(np.isin(crops.camids, [0, 2]) & (crops.pids < 30)).tolist()
+    stream = stream_of(folder, select=select, mixing={"lanes": 1})
+    assert shown_once(batches(stream)) == expected
+    assert stream.label_map.pids == tuple(range(30))
+    with pytest.raises(SelectionError, match="no continent 'mars'"):
+        stream_of(folder, select=Selection(continents=["mars"]))
+    with pytest.raises(SelectionError, match="no person 99"):
+        stream_of(folder, select=Selection(pids=[99]))
+
+
+def test_what_cannot_be_is_refused(folder: Path) -> None:
+    with pytest.raises(SplitNotFoundError):
+        PKStream(folder, "train")
+    with pytest.raises(SamplingError, match="60 identities cannot fill a batch of p 61"):
+        PKStream(folder, "gallery", p=61)
+    with pytest.raises(SamplingError, match="k 0 is not at least 1"):
+        PKStream(folder, "gallery", p=4, k=0)
+    with pytest.raises(SelectionError):
+        PKStream(folder, "gallery", p=4, labels=LabelMap((0, 1), "test"))
+    with pytest.raises(SamplingError, match="do not divide 4 lanes"):
+        next(iter(stream_of(folder, rank=0, world_size=3)))
+    with pytest.raises(SamplingError, match="cannot feed 500 lanes"):
+        next(iter(stream_of(folder, mixing={"lanes": 500})))
+    with pytest.raises(ValueError, match="takes pixels"):
+        stream_of(folder, transform=noisy)
+
+
+def test_a_state_of_another_stream_is_refused(folder: Path) -> None:
+    stream = stream_of(folder)
+    batches(stream, num=3)
+    state = stream.state_dict()
+    assert state["num_batches"] == 3
+    for change, match in (
+        ({"seed": 1}, "seed"),
+        ({"k": 2}, "k 2"),
+        ({"lanes": 2}, "2 lanes"),
+        ({"content": "x"}, "content"),
+        ({"num_batches": 1, "world_size": 1}, "no whole number of steps"),
+    ):
+        with pytest.raises(SamplingError, match=match):
+            stream_of(folder, rank=0, world_size=2).load_state_dict(state | change)
+    with pytest.raises(SamplingError, match="no state of a PKStream"):
+        stream.load_state_dict({"epoch": 1})
+    batches(stream_of(folder), workers=2, num=3)
+    other = stream_of(folder)
+    batches(other, workers=2, num=3)
+    with pytest.raises(SamplingError, match="ahead of the loop"):
+        other.state_dict()
+
+
+def flip_image_of(folder: Path, row: int) -> None:
+    index = CropDataset(folder, "gallery").index
+    path = folder / index.shards[index.shard_numbers[row]].path
+    data = bytearray(path.read_bytes())
+    data[int(index.offsets[row]) + 9] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    folder = pack_folder(many_crops(tmp_path / "source", people=10, shots=12), tmp_path / "packed")
+    flip_image_of(folder, 50)
+    return folder
+
+
+def test_a_corrupt_crop_is_named(damaged: Path) -> None:
+    stream = stream_of(damaged, mixing={"lanes": 1}, reading=ReadOptions(verify=True))
+    with pytest.raises(CorruptCropError, match=r"row 50, at byte [\d,]+"):
+        batches(stream)
+
+
+def test_a_corrupt_crop_gives_its_place_to_another_of_its_group(damaged: Path) -> None:
+    reading = ReadOptions(verify=True, on_corrupt="skip")
+    stream = stream_of(damaged, mixing={"lanes": 1}, reading=reading)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        shown = batches(stream)
+    assert sum("row 50" in str(warning.message) for warning in found) == 1
+    assert shown_once(shown) == [row for row in range(120) if row != 50]
+    assert {len(rows) for rows, _ in shown} == {8, 16} or {len(rows) for rows, _ in shown} == {16}
+
+
+def test_a_crop_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    folder = pack_folder(many_crops(tmp_path / "source", people=10, shots=12), tmp_path / "packed")
+    index = CropDataset(folder, "gallery").index
+    path = folder / index.shards[0].path
+    data = bytearray(path.read_bytes())
+    start = int(index.offsets[7])
+    data[start : start + int(index.lengths[7])] = bytes(int(index.lengths[7]))
+    path.write_bytes(data)
+    with pytest.raises(ImageDecodeError, match=f"{index.key(7)}.*row 7 of"):
+        batches(stream_of(folder, decode=True, mixing={"lanes": 1}))
+
+
+def test_a_shard_that_was_rewritten_is_refused(damaged: Path) -> None:
+    index = CropDataset(damaged, "gallery").index
+    path = damaged / index.shards[0].path
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ManifestError, match="the manifest knows another file"):
+        batches(stream_of(damaged, mixing={"lanes": 1}))
