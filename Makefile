@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 \
-	bench-pack bench-load bench-scale bench-order bench-pk bench-eval bench-rerank
+	bench-pack bench-load bench-scale bench-order bench-pk bench-startup bench-eval bench-rerank
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ bench-order: $(STAMP) ## Measure the order of rows: batches, streams, bytes of a
 
 bench-pk: $(STAMP) ## Draw identity batches of 4.4 M crops by number: how well they mix people, what they cost
 	$(BIN)/python benchmarks/pk.py
+
+bench-startup: $(STAMP) ## Time from opening 4,450,000 crops to their first batch; shards are holes in WORK (default: build/)
+	$(BIN)/python benchmarks/startup.py $(or $(WORK),build)/bench-startup
 
 bench-eval: $(STAMP) .venv-rivals/.installed ## Score up to 5,000 × 300,000 features beside other tools; needs 2 GB in WORK (default: build/)
 	$(BIN)/python benchmarks/evaluation.py $(or $(WORK),build)/bench-eval

@@ -98,13 +98,19 @@ def count_values(values: Integers) -> tuple[Integers, Numbers]:
     return (places + low).astype(values.dtype), counts[places]
 
 
+def _count_people(pids: Integers) -> tuple[Integers, Numbers]:
+    people, sizes = count_values(pids)
+    first = np.searchsorted(people, 0)
+    return people[first:], sizes[first:]
+
+
 def group_pids(pids: Integers, k: int) -> Numbers:
     """Return the identity of every group that `cut_groups` makes of such rows, (g,) int64, without making them.
 
     >>> group_pids(np.array([7, -1, 7, 7, 5]), 2)
     array([5, 7, 7])
     """
-    people, sizes = count_values(pids[pids >= 0])
+    people, sizes = _count_people(pids)
     return np.repeat(people.astype(np.int64), -(-sizes // k))
 
 
@@ -128,7 +134,7 @@ def cut_groups(
         SamplingError: k is below 1, or the arrays differ in length.
     """
     _check_rows(pids, k, camids=camids, seqs=seqs)
-    people, sizes = count_values(pids[pids >= 0])
+    people, sizes = _count_people(pids)
     drawn = rng.permutation(np.flatnonzero(pids >= 0))
     drawn = drawn[_order(pids[drawn])]
     columns = [column for column in (camids, seqs) if column is not None]

@@ -16,6 +16,7 @@ from entire_id.errors import SamplingError
 from entire_id.loading.dataset import Draw
 from entire_id.loading.groups import (
     Batches,
+    Integers,
     Numbers,
     Pool,
     arrange,
@@ -106,14 +107,14 @@ class PKSampler:
         self._quotas = dict(quotas or {})
         self.rank, self.world_size = place_of_process(rank, world_size)
         classed = classes is not None or quotas is not None
-        self._parts = class_rows(self._pids, classes, quotas, p) if classed else [np.flatnonzero(self._pids >= 0)]
-        self._held = [-(-count_values(self._pids[part])[1] // k) for part in self._parts]
+        self._parts = class_rows(self._pids, classes, quotas, p) if classed else []
+        self._held = [_num_groups(pids, k) for pids in ([self._pids[part] for part in self._parts] or [self._pids])]
         if (num_people := sum(map(len, self._held))) < p:
             raise SamplingError(f"{num_people} identities (pids of 0 or more) cannot fill a batch of p {p}")
         self._steps = self._plan(self.world_size)
         num_shown = p * max(self._steps.num_batches, self._steps.num_whole * self.world_size)
         self.num_repeated_groups = num_shown - sum(int(held.sum()) for held in self._held) if classed else 0
-        self._digest = _digest([self._pids, self._camids, self._seqs, *(self._parts if classed else [])])
+        self._digest = _digest([self._pids, self._camids, self._seqs, *self._parts])
         self.epoch = 0
         self._start = 0  # steps of this epoch that were done before it was resumed
         self._num_handed = 0
@@ -316,13 +317,19 @@ def _shared_steps(sizes: Numbers, world_size: int) -> _Steps:
     raise SamplingError(f"{what}: each needs one in every step. Use fewer ranks, or drop_last=True")
 
 
-def _integers(name: str, values: npt.ArrayLike, num_rows: int | None = None) -> Numbers:
+def _num_groups(pids: Integers, k: int) -> Numbers:
+    """Return how many groups each identity makes, (people,)."""
+    people, sizes = count_values(pids)
+    return -(-sizes[people >= 0] // k)
+
+
+def _integers(name: str, values: npt.ArrayLike, num_rows: int | None = None) -> Integers:
     column = np.asarray(values)
     if column.ndim != 1 or (len(column) and column.dtype.kind not in "iu"):
         raise SamplingError(f"{name} of type {column.dtype} and shape {column.shape} is no list of integers")
     if num_rows is not None and len(column) != num_rows:
         raise SamplingError(f"{name} has {len(column)} rows, pids has {num_rows}; every row needs one of each")
-    return column.astype(np.int64)
+    return column.astype(np.int32 if np.can_cast(column.dtype, np.int32) else np.int64)
 
 
 def place_of_process(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -344,11 +351,11 @@ def place_of_process(rank: int | None, world_size: int | None) -> tuple[int, int
     return rank, world_size
 
 
-def _digest(columns: list[Numbers | None]) -> str:
+def _digest(columns: list[Integers | None]) -> str:
     """Return 16 hex digits that other rows do not have."""
     digest = xxhash.xxh3_64()
     for column in columns:
         digest.update(f"{column if column is None else len(column)},".encode())
         if column is not None:
-            digest.update(column.data)
+            digest.update(column.astype(np.int64, copy=False).data)
     return digest.hexdigest()

@@ -50,7 +50,7 @@ class _Once(Generic[_T]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ShardRows:
-    """What a stream keeps of a shard: 33 bytes a row, and no keys.
+    """What a stream keeps of a shard: 25 bytes a row, 33 with checksums, and no keys.
 
     Attributes:
         file: the shard.
@@ -60,7 +60,7 @@ class _ShardRows:
         seqs: (n,) int32.
         offsets: (n,) int64.
         lengths: (n,) int32.
-        xxh3: (n,) uint64.
+        xxh3: (n,) uint64; (0,) where crops are not verified.
     """
 
     file: ShardFile
@@ -190,7 +190,7 @@ class UnitReader:
 
     def _read_rows(self, number: int) -> _ShardRows:
         index = read_shard_meta(self._files, self._manifest, self._shards[number])
-        return _ShardRows(  # copies, for the arrays of an index are views of a table that holds the keys, too
+        return _ShardRows(  # copies, for the arrays of an index are views of a table with more columns
             index.shards[0],
             self._select.wanted(index),
             index.pids.copy(),
@@ -198,7 +198,7 @@ class UnitReader:
             index.seqs.copy(),
             index.offsets.copy(),
             index.lengths.copy(),
-            index.xxh3.copy(),
+            index.xxh3.copy() if self._verify else np.empty(0, np.uint64),
         )
 
     def _check(self, number: int) -> None:
