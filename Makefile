@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 \
-	bench-pack bench-load bench-scale bench-order bench-pk bench-startup bench-eval bench-rerank
+	bench-pack bench-load bench-stream bench-scale bench-order bench-pk bench-startup bench-eval bench-rerank
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -67,6 +67,9 @@ bench-rerank: $(STAMP) ## Re-rank beside the dense original; needs 14 GB of memo
 
 bench-order: $(STAMP) ## Measure the order of rows: batches, streams, bytes of an edit; needs 4 GB in WORK, 15 minutes
 	$(BIN)/python benchmarks/order.py $(or $(WORK),build)/bench-order
+
+bench-stream: $(STAMP) ## Stream 20,000 crops from a slow web server on loopback; needs 0.5 GB in WORK (default: build/)
+	$(BIN)/python benchmarks/stream.py $(or $(WORK),build)/bench-stream
 
 bench-pk: $(STAMP) ## Draw identity batches of 4.4 M crops by number: how well they mix people, what they cost
 	$(BIN)/python benchmarks/pk.py

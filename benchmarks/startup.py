@@ -27,11 +27,17 @@ from PIL import Image
 
 from entire_id.records import CAMERAS_FILE
 from entire_id.schema import arrow_schema, meta_columns
-from entire_id.shards.manifest import MANIFEST_FILE, FileEntry, Manifest, Shard
+from entire_id.shards.manifest import MANIFEST_FILE, FileEntry, Manifest, Shard, read_manifest
 from entire_id.shards.parquet import write_meta
 from entire_id.shards.plan import PlannedShard, plan_shards
 
 ROUNDS = 5
+SYSTEMS = {
+    "pids alone": ("--measure",),
+    "cameras and sequences": ("--measure", "--columns"),
+    "a stream of one lane": ("--stream", "1"),
+    "a stream of two lanes": ("--stream", "2"),
+}
 LENGTHS = (4_000, 12_000)  # bytes of an image
 NUM_CAMERAS = 37
 
@@ -151,8 +157,37 @@ def measure(folder: Path, *, with_columns: bool) -> None:
     print(json.dumps({"rows": len(dataset), "shards": len(dataset.index.shards), "steps": steps}))
 
 
-def run(folder: Path, *, with_columns: bool) -> dict:
-    command = [sys.executable, __file__, str(folder), "--measure", *["--columns"] * with_columns]
+def measure_stream(folder: Path, lanes: int) -> None:
+    """Open a stream and take a batch, then one from the middle of the epoch; print what each step cost."""
+    import torch.utils.data  # noqa: F401 imports are not part of what is measured
+
+    import entire_id.loading.stream  # noqa: F401
+    from entire_id import PKStream, StreamOptions
+
+    steps = []
+
+    def note(name: str) -> None:
+        place = {"step": name, "wall_s": time.perf_counter(), "cpu_s": time.process_time()}
+        steps.append(place | {"memory_mb": memory_mb("VmRSS"), "peak_mb": memory_mb("VmHWM")})
+
+    def opened() -> PKStream:
+        return PKStream(folder, "train", P, K, decode=False, options=StreamOptions(lanes=lanes), rank=0, world_size=1)
+
+    note("imports")
+    stream = opened()
+    note("PKStream")
+    next(iter(stream))
+    note("first batch")
+    num_rows = sum(shard.rows for shard in read_manifest(folder).shards)
+    resumed = opened()
+    resumed.load_state_dict(stream.state_dict(num_rows // (P * K) // 2))
+    next(iter(resumed))
+    note("opened again, resumed in the middle of the epoch, a batch")
+    print(json.dumps({"rows": num_rows, "shards": len(read_manifest(folder).shards), "steps": steps}))
+
+
+def run(folder: Path, *how: str) -> dict:
+    command = [sys.executable, __file__, str(folder), *how]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
@@ -179,16 +214,20 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=10_799)
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--columns", action="store_true")
+    parser.add_argument("--stream", type=int, metavar="LANES")
     options = parser.parse_args()
     if options.measure:
         measure(options.folder, with_columns=options.columns)
+        return
+    if options.stream:
+        measure_stream(options.folder, options.stream)
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {version('numpy')}")
     options.folder.mkdir(parents=True)
     try:
         build(options.folder, options.people)
-        for with_columns, name in ((False, "pids alone"), (True, "cameras and sequences")):
-            runs = [run(options.folder, with_columns=with_columns) for _ in range(ROUNDS)]
+        for name, how in SYSTEMS.items():
+            runs = [run(options.folder, *how) for _ in range(ROUNDS)]
             load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
             print(f"\n{name}: {runs[0]['rows']:,} rows in {runs[0]['shards']} shards, load average {load}\n")
             show(runs)

@@ -31,6 +31,9 @@
 
 A constructor takes facts, keeps them as attributes and builds the sentence: what happened, where, the bad value,
 what was expected, and what to type next.
+
+Out of the workers of a torch `DataLoader` most arrive as a RuntimeError with the sentence: torch makes an error anew
+from its text alone.
 """
 
 from __future__ import annotations
@@ -271,7 +274,7 @@ class ManifestError(EntireIdError, ValueError):
 
 
 class CorruptCropError(ManifestError):
-    """One crop's bytes are not those that were packed."""
+    """One crop's bytes are not those that were packed; `row` is its number in the shard."""
 
     def __init__(self, path: str | Path, key: str, row: int, offset: int, folder: str | Path | None = None) -> None:
         self.key = key

@@ -31,6 +31,7 @@ _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 # T.81 B.1.1.4: FF, marker, length (2); B.2.2: in a frame, precision (1), height (2) and width (2) follow.
 _SEGMENT = struct.Struct(">BBH").unpack_from
 _FRAME_SIZE = struct.Struct(">5xHH").unpack_from
+_PNG_SIZE = struct.Struct(">16xII").unpack_from  # of the IHDR chunk, which comes first
 
 
 class ImageSize(NamedTuple):
@@ -98,7 +99,7 @@ def _png_size(data: bytes) -> ImageSize | Unusable:
         return Unusable(Reason.TRUNCATED, "ends within the PNG header")
     if data[12:16] != _PNG_HEADER:
         return Unusable(Reason.CORRUPT, f"the first PNG chunk is {data[12:16]!r}")
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    width, height = _PNG_SIZE(data)
     if not width or not height:
         return Unusable(Reason.CORRUPT, f"{width} × {height} px")
     if _PNG_END not in data:
@@ -109,45 +110,59 @@ def _png_size(data: bytes) -> ImageSize | Unusable:
 def decode_rgb(data: bytes) -> RgbImage:
     """Return the pixels of a JPEG or PNG, (height, width, 3) uint8 RGB.
 
-    simplejpeg decodes ordinary JPEG, with the same result as Pillow but about three times faster; Pillow everything
-    else. Orientation tags are not applied.
+    simplejpeg decodes ordinary JPEG, with the same result as Pillow but about three times faster, and refuses damaged
+    scans, which Pillow would fill with grey; Pillow decodes everything else. Orientation tags are not applied.
 
     Raises:
-        OSError: neither can decode it.
+        OSError: it does not decode, or its header claims more than `MAX_PIXELS`.
     """
-    if data[:3] == b"\xff\xd8\xff":
-        try:
-            pixels: RgbImage = simplejpeg.decode_jpeg(data, "RGB")
-        except ValueError:  # CMYK and the like
-            pass
-        else:
-            return pixels
+    if data.startswith(_PNG_START) and len(data) >= 24:
+        _check_pixels(*_PNG_SIZE(data))
+    if not data.startswith(_JPEG_START):
+        return _decode_by_pillow(data)
+    _check_pixels(*_frame_size(data))
+    try:
+        pixels: RgbImage = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        if "color conversion" in str(error).lower():  # CMYK and the like
+            return _decode_by_pillow(data)
+        raise OSError(str(error)) from error
+    return pixels
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise OSError(f"{width} × {height} px, more than {MAX_PIXELS:,} in all")
+
+
+def _frame_size(data: bytes) -> ImageSize:
+    """Return the size that a JPEG's header states. No more is looked at: this is done for every crop."""
+    position, stop = 2, len(data) - 8
+    while position < stop:
+        start, marker, length = _SEGMENT(data, position)
+        if marker in _FRAME_MARKERS:
+            return ImageSize(*_FRAME_SIZE(data, position)[::-1])
+        if start != 0xFF or marker == _SCAN_MARKER:
+            break
+        position += 1 if marker == 0xFF else 2 if marker in _BARE_MARKERS else 2 + length
+    raise OSError("no size in the JPEG header")
+
+
+def _decode_by_pillow(data: bytes) -> RgbImage:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
                 grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"))
-    except (ValueError, SyntaxError) as error:  # what Pillow raises on broken PNG chunks
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG chunk; any other format
         raise OSError(f"broken image: {error}") from error
 
 
 def decoding_error(data: bytes, size: ImageSize) -> str:
-    """Return why an image does not decode to the size its header states, `""` if it does.
-
-    Stricter than `decode_rgb`: a JPEG whose scan is damaged is an error, though Pillow would fill in grey.
-    """
+    """Return why an image does not decode to the size its header states, `""` if it does."""
     try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB") if data.startswith(_JPEG_START) else decode_rgb(data)
+        height, width = decode_rgb(data).shape[:2]
     except OSError as error:
         return f"does not decode: {error}"
-    except ValueError as error:
-        if "color conversion" not in str(error).lower():  # CMYK and the like are Pillow's
-            return f"does not decode: {error}"
-        return _shape_error(decode_rgb(data), size)
-    return _shape_error(pixels, size)
-
-
-def _shape_error(pixels: RgbImage, size: ImageSize) -> str:
-    height, width = pixels.shape[:2]
     return "" if (width, height) == size else f"decodes to {width} × {height} px"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from entire_id.images import MAX_PIXELS, ImageSize, Unusable, decode_rgb, image_size
+from entire_id.images import MAX_PIXELS, ImageSize, Unusable, decode_rgb, decoding_error, image_size
 from entire_id.records import Reason
 
 from builders import image_bytes
@@ -233,8 +233,33 @@ def test_other_colour_spaces_become_rgb(mode: str):
 
 
 def test_what_nobody_can_decode_is_an_os_error():
-    with pytest.raises(OSError, match="cannot identify"):
-        decode_rgb(b"\xff\xd8\xff nothing")
+    for data, why in ((b"\xff\xd8\xff nothing", "no size"), (b"nothing", "cannot identify"), (b"", "cannot identify")):
+        with pytest.raises(OSError, match=why):
+            decode_rgb(data)
+
+
+@pytest.mark.parametrize("size", [(10_000, 9_000), (60_000, 60_000)])  # Pillow warns of the first, refuses the second
+@pytest.mark.parametrize("make", [jpeg_of_size, png_of_size])
+def test_no_memory_is_taken_for_more_pixels_than_any_crop_has(make, size: tuple[int, int]) -> None:
+    with pytest.raises(OSError, match=r"more than 89,478,485 in all"):
+        decode_rgb(make(*size))
+
+
+def test_other_formats_are_bounded_too() -> None:
+    header = b"BM" + struct.pack("<IIIIiiHH", 1 << 20, 0, 54, 40, 60_000, 60_000, 1, 24) + bytes(100)
+    with pytest.raises(OSError, match="decompression bomb"):
+        decode_rgb(header)
+
+
+@pytest.mark.parametrize("name", ["baseline", "progressive", "grey", "with-thumbnail", "restart-markers"])
+def test_a_jpeg_damaged_in_its_scan_is_an_os_error_not_grey(name: str) -> None:
+    data = JPEGS[name]
+    middle = (data.rindex(b"\xff\xda") + len(data)) // 2
+    damaged = data[:middle] + b"\xff\xd9" + data[middle:]  # as if the picture ended there
+    assert pillow(damaged).shape == (48, 24, 3)
+    with pytest.raises(OSError, match="JPEG"):
+        decode_rgb(damaged)
+    assert "does not decode" in decoding_error(damaged, ImageSize(24, 48))
 
 
 def test_real_crops_decode_to_the_pixels_of_pillow(real_crops):

@@ -28,6 +28,7 @@ class WebServer:
         requests: path and range of every request so far.
         authorized: paths of those that came with a token.
         redirects: whether files are only given at signed addresses, to which the server sends its clients.
+        redirect_host: the name of this host in those addresses.
         token: the signature that is good now.
         gated: whether the Hub's repository is.
         stalled: set when the first one stalls.
@@ -41,6 +42,7 @@ class WebServer:
     requests: list[tuple[str, str]] = field(default_factory=list)
     authorized: list[str] = field(default_factory=list)
     redirects: bool = False
+    redirect_host: str = "localhost"
     token: str = "1"
     gated: bool = False
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -80,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         if web.redirects and with_body and query != f"token={web.token}":
             if query:
                 return self._send(403, b"expired")
-            # Another name for this host: what is only for the first must not be sent there.
-            host = web.url.replace("127.0.0.1", "localhost")
+            # By default another name for this host: what is only for the first must not be sent there.
+            host = web.url.replace("127.0.0.1", web.redirect_host)
             return self._send(302, b"", headers | {"Location": f"{host}{quote(path)}?token={web.token}"})
         fault = web.broken.get(path) or (web.faults.popleft() if web.faults and with_body else "")
         return self._give((web.folder / path.lstrip("/")).read_bytes(), fault, headers, with_body)

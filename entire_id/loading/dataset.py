@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.errors import CorruptCropError, ImageDecodeError, SelectionError
+from entire_id.errors import CorruptCropError, ImageDecodeError
 from entire_id.images import decode_rgb
 from entire_id.loading.files import FetchOptions, Files, open_files
 from entire_id.loading.groups import count_values
@@ -144,7 +144,7 @@ class CropDataset:
             SplitNotFoundError: it has no such split.
             ManifestError: a file is not what the manifest says.
             DownloadError: a remote file cannot be fetched.
-            SelectionError: no crop is left, or `labels` do not know somebody.
+            SelectionError: no crop is left, or `labels` do not know somebody, or number people otherwise.
             ValueError: a transform of bytes.
         """
         reading = reading or ReadOptions()
@@ -162,11 +162,7 @@ class CropDataset:
         pids, _ = count_values(index.pids)
         if labels is None:
             labels = LabelMap(tuple(pids[pids != JUNK_PID].tolist()), numbering)
-        elif labels.numbering != numbering:
-            what = f"its people are numbered as {numbering!r}, those of the labels as {labels.numbering!r}"
-            raise SelectionError(self.name, what)
-        labels.labels_of(pids)
-        self.label_map = labels
+        self.label_map = labels.checked(self.name, numbering, pids)
         self.num_skipped = 0
         self._start()
 
@@ -304,12 +300,18 @@ class CropDataset:
         try:
             pixels = decode_rgb(data)
         except OSError as error:
-            shard = self.index.shards[self.index.shard_numbers.item(number)]
-            where = f"row {number}, at byte {self.index.offsets.item(number):,} of {shard.path}"
+            index = self.index
+            shard = index.shards[index.shard_numbers.item(number)]
+            where = f"row {index.places.item(number)}, at byte {index.offsets.item(number):,} of {shard.path}"
             raise ImageDecodeError(shard.files.name, self.index.key(number), f"{error}; {where}") from error
         if self.transform is None:
             return pixels
-        return self.transform(pixels, row.generator() if isinstance(row, Draw) else self._process_generator())
+        rng = row.generator() if isinstance(row, Draw) else self._process_generator()
+        try:
+            return self.transform(pixels, rng)
+        except TypeError as error:
+            error.add_note("A transform takes pixels and a generator; those of torchvision go through on_pil.")
+            raise
 
     def _process_generator(self) -> np.random.Generator:
         if self._random is None or self._random[0] != os.getpid():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from entire_id.errors import DatasetNotFoundError, DownloadError
 from entire_id.loading.cache import RangeCache
@@ -35,7 +35,8 @@ class FetchOptions:
     Attributes:
         revision: branch, tag or commit of a repository on the Hub; its default branch by default.
         retries: how often a request that failed is repeated.
-        timeout_s: how long a connection may say nothing, s.
+        timeout_s: how long a connection to the Hub or a web server may say nothing, s; file systems of other URLs, such
+            as s3 and ftp, wait as they are configured to.
         backoff_s: wait before the first repetition, s; it doubles with each, up to 30 s, and varies by half.
         cache_dir: folder that keeps what was fetched; None for none. Several processes may share it.
         cache_bytes: how much it keeps at most; what was used longest ago goes first.
@@ -311,6 +312,29 @@ class RemoteFiles:
         time.sleep(max(backoff_s * jitter, min(error.wait_s, _MAX_ASKED_WAIT_S)))
 
 
+_CONNECTING = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _CONNECTING
+    _CONNECTING = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may have held it
+
+
+class _Connection(NamedTuple):
+    """What one process reads by. `lock` is for file systems that do one thing after the other."""
+
+    process: int
+    folder: RemoteFolder
+    lock: threading.Lock
+
+
+def _connection(url: str) -> _Connection:
+    return _Connection(os.getpid(), RemoteFolder(url), threading.Lock())
+
+
 class FolderPlace:
     """A folder at any URL that fsspec has a file system for."""
 
@@ -322,17 +346,12 @@ class FolderPlace:
             DatasetNotFoundError: nobody knows such URLs, or the other end does not answer.
         """
         self._url = url
-        self._start()
-        self.name = self._folder.name
+        self._opened = _connection(url)
+        self.name = self._opened.folder.name
         try:
-            self._folder.connect()
+            self._opened.folder.connect()
         except (OSError, ValueError) as error:
             raise DatasetNotFoundError(self.name, str(error)) from error
-
-    def _start(self) -> None:
-        self._folder = RemoteFolder(self._url)
-        self._process = os.getpid()
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[FolderPlace], tuple[str]]:
         return FolderPlace, (self._url,)
@@ -352,13 +371,20 @@ class FolderPlace:
         with self._attempt() as folder:
             return folder.entry(path).size
 
+    def _own(self) -> _Connection:
+        """Return this process's: a forked child must not use its parent's connections, nor wait for its lock."""
+        if self._opened.process != os.getpid():
+            with _CONNECTING:
+                if self._opened.process != os.getpid():  # or another thread was first
+                    self._opened = _connection(self._url)
+        return self._opened
+
     @contextmanager
     def _attempt(self) -> Iterator[RemoteFolder]:
-        if self._process != os.getpid():  # a forked child must not use its parent's connections, nor wait for its lock
-            self._start()
+        _, folder, lock = self._own()
         try:
-            with nullcontext() if self._folder.is_concurrent else self._lock:
-                yield self._folder
+            with nullcontext() if folder.is_concurrent else lock:
+                yield folder
         except FileNotFoundError:
             raise
         except OSError as error:

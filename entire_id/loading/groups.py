@@ -323,6 +323,9 @@ def draw_batches(
             num_released += len(batches)
             yield batches
     wanted = num_batches() if num_batches is not None else None
+    if wanted is not None and wanted - num_released > len(pool):
+        what = f"{len(pool)} groups are left for {wanted - num_released} batches, which another lane still makes"
+        raise SamplingError(f"{what}; a selection may leave few crops in one. Use fewer lanes or workers")
     batches = pool.drain(None if wanted is None else wanted - num_released)
     num_made = num_released + len(batches)
     if wanted not in (None, num_made):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from entire_id.shards.manifest import MANIFEST_FILE, Manifest, Shard, parse_mani
 
 __all__ = [
     "THREADS",
+    "Sample",
     "ShardFile",
     "ShardIndex",
     "arrow_array",
@@ -40,10 +41,10 @@ __all__ = [
     "concat_indexes",
     "damage",
     "fetch_manifest",
-    "first_checksum",
     "open_index",
     "read_meta_table",
     "read_shard_meta",
+    "sample_checksum",
 ]
 
 THREADS = 16
@@ -61,6 +62,22 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
 
+class Sample(NamedTuple):
+    """An image whose bytes tell whether the offsets recorded for a shard hold.
+
+    Attributes:
+        place: its number among the rows of the shard.
+        start: where its bytes start.
+        stop: where they end.
+        xxh3: their checksum; None where the meta file lies on this machine and can be asked.
+    """
+
+    place: int
+    start: int
+    stop: int
+    xxh3: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class ShardFile:
     """A shard, and what must hold before the offsets recorded for it are trusted.
@@ -72,9 +89,7 @@ class ShardFile:
         rows: crops in it.
         continent: its continent.
         num_bytes: its size, as the manifest says.
-        first_start: where the bytes of its first image start.
-        first_stop: where they end.
-        first_xxh3: their checksum; None where the meta file lies on this machine and can be asked.
+        samples: its first image, its last and one in the middle.
         source: name of the data set in a joined one, `""` otherwise.
     """
 
@@ -84,9 +99,7 @@ class ShardFile:
     rows: int
     continent: str
     num_bytes: int
-    first_start: int
-    first_stop: int
-    first_xxh3: int | None
+    samples: tuple[Sample, ...]
     source: str = ""
 
 
@@ -399,7 +412,6 @@ def read_shard_meta(files: Files, manifest: Manifest, shard: Shard) -> ShardInde
     texts = None
     if not files.is_local:
         texts = pa.record_batch({name: _converted(files, shard.meta_path, meta, name) for name in _TEXTS})
-    start, length = meta["offset"][0].as_py(), meta["length"][0].as_py()
     num_bytes = next(entry.bytes for entry in manifest.files if entry.path == shard.path)
     file = ShardFile(
         files,
@@ -408,9 +420,7 @@ def read_shard_meta(files: Files, manifest: Manifest, shard: Shard) -> ShardInde
         shard.rows,
         shard.continent,
         num_bytes,
-        start,
-        start + length,
-        None if texts is None else texts["xxh3"][0].as_py(),
+        tuple(_sample(meta, texts, place) for place in dict.fromkeys((0, shard.rows - 1, shard.rows // 2))),
     )
     table = meta.select(_NUMBERS)
     table = table.append_column("shard", arrow_array(np.zeros(len(meta), np.int32)))
@@ -418,15 +428,21 @@ def read_shard_meta(files: Files, manifest: Manifest, shard: Shard) -> ShardInde
     return ShardIndex([file], table, {} if texts is None else {0: texts})
 
 
-def first_checksum(shard: ShardFile) -> int:
-    """Return the checksum of a shard's first image.
+def _sample(meta: pa.Table, texts: pa.RecordBatch | None, place: int) -> Sample:
+    start = meta["offset"][place].as_py()
+    checksum = None if texts is None else texts["xxh3"][place].as_py()
+    return Sample(place, start, start + meta["length"][place].as_py(), checksum)
+
+
+def sample_checksum(shard: ShardFile, sample: Sample) -> int:
+    """Return the checksum of one of a shard's samples.
 
     Raises:
         ManifestError: its meta file is not what the manifest says.
     """
-    if shard.first_xxh3 is not None:
-        return shard.first_xxh3
-    checksum: int = _read_text(shard, "xxh3")[0].as_py()
+    if sample.xxh3 is not None:
+        return sample.xxh3
+    checksum: int = _read_text(shard, "xxh3")[sample.place].as_py()
     return checksum
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,7 +27,8 @@ def join(datasets: Mapping[str, CropDataset], labels: LabelMap | None = None) ->
     A person is (part, pid): splits of one part of one data set share their people, `train` and `val` say. Any other
     two number anew, and so something is added to pids and camids: nothing to those of the first, then 1,000,000 and
     1,000 more for each, or the next power of ten that holds all. The same names in the same order give the same
-    numbers, so that labels hold for other splits too. Junk stays -1.
+    numbers, so that labels hold for other splits of the same parts too. Junk stays -1. A joined data set may be joined
+    again: it shares people and cameras with those that were joined in the same way from the same.
 
     Args:
         datasets: by name; `sources` tells which a row is from. All have the same transform, decode and reading.
@@ -49,17 +50,23 @@ class _JoinedDataset(CropDataset):
     """What `join` returns."""
 
     def __init__(self, datasets: Mapping[str, CropDataset], labels: LabelMap | None) -> None:
-        if len({(id(one.transform), one.decode, one.reading) for one in datasets.values()}) != 1:
+        first = next(iter(datasets.values()), None)
+        if first is None or any(_way(one) != _way(first) for one in datasets.values()):
             raise ValueError("join takes at least one data set, and all with the same transform, decode and reading")
         parts = _parts(datasets)
-        first = next(iter(datasets.values()))
-        numbering = ", ".join(f"{part.name} + {part.pid_offset}" for part in parts)
+        pairs = list(zip(parts, datasets.values(), strict=True))
+        numbering = ", ".join(f"{part.name}: ({one.label_map.numbering}) + {part.pid_offset}" for part, one in pairs)
         self.name = " + ".join(datasets)
         self.transform, self.decode, self.reading = first.transform, first.decode, first.reading
-        self.pid_space = self.camid_space = numbering
-        indexes = [part.shifted(one.index) for part, one in zip(parts, datasets.values(), strict=True)]
+        self.pid_space = _space((one.pid_space, part.pid_offset) for part, one in pairs)
+        self.camid_space = _space((one.camid_space, part.camid_offset) for part, one in pairs)
+        indexes = [part.shifted(one.index) for part, one in pairs]
         index = concat_indexes(indexes, sum(map(len, indexes)), partial(_joined_index, parts))
         self._set_up(index, numbering, labels)
+
+
+def _way(dataset: CropDataset) -> tuple[object, ...]:
+    return dataset.transform, dataset.decode, dataset.reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,11 @@ def _offsets(spaces: list[str], numbers: list[npt.NDArray[np.int32]], min_step: 
     if (len(places) - 1) * step + largest > _MAX_INT32:
         raise SelectionError(name, f"numbers up to {largest:,} of {len(places)} data sets do not fit into 32 bits")
     return [places[space] * step for space in spaces]
+
+
+def _space(parts: Iterable[tuple[str, int]]) -> str:
+    """Return the space of joined numbers: the spaces they are from, and what was added to the numbers of each."""
+    return ", ".join(dict.fromkeys(f"({space}) + {offset}" if offset else space for space, offset in parts))
 
 
 def _joined_index(parts: tuple[_Part, ...]) -> ShardIndex:

@@ -70,7 +70,7 @@ class CropReader:
         """Return the image bytes of `row` in [0, n).
 
         Raises:
-            ManifestError: the shard ends before the image does, or its first image is not where meta says.
+            ManifestError: the shard ends before the image does, or images are not where meta says.
             DownloadError: they cannot be fetched.
         """
         return self._rows.read(row)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import xxhash
 
 from entire_id.errors import CorruptCropError
-from entire_id.loading.index import THREADS, ShardFile, ShardIndex, broken, check_size, damage, first_checksum
+from entire_id.loading.index import THREADS, Sample, ShardFile, ShardIndex, broken, check_size, damage, sample_checksum
 
 __all__ = ["RowReader", "check_shard"]
 
@@ -16,16 +16,22 @@ __all__ = ["RowReader", "check_shard"]
 def check_shard(shard: ShardFile) -> None:
     """Check that recorded offsets can be trusted: the size of the shard, and where its first image lies.
 
-    Another tool may have rewritten the file. Once for each shard and process, before the first read, is enough.
+    Another tool may have rewritten the file. Once for each shard and process, before the first read, is enough. Where
+    the first image is only corrupt, the last or one in the middle is still in its place.
 
     Raises:
         ManifestError: they cannot.
         DownloadError, RepositoryNotFoundError: it cannot be fetched.
     """
-    first = _checked_read(shard, shard.first_start, shard.first_stop, first_checksum(shard))
+    first, *others = shard.samples
+    is_there = _is_there(shard, first)
     check_size(shard)  # a remote place has told the size by now
-    if first is None:
-        raise broken(shard.files, shard.path, "its first image is elsewhere; the shard was rewritten")
+    if not is_there and not any(_is_there(shard, sample) for sample in others):
+        raise broken(shard.files, shard.path, "its images are elsewhere; the shard was rewritten")
+
+
+def _is_there(shard: ShardFile, sample: Sample) -> bool:
+    return _checked_read(shard, sample.start, sample.stop, sample_checksum(shard, sample)) is not None
 
 
 def _checked_read(shard: ShardFile, start: int, stop: int, xxh3: int) -> bytes | None:
@@ -104,11 +110,12 @@ class RowReader:
             return error
 
     def corrupt(self, row: int) -> CorruptCropError:
-        """Return the error that says which crop is corrupt."""
+        """Return the error that says which crop is corrupt, by its number in its shard."""
         shard = self.index.shards[self.index.shard_numbers.item(row)]
         folder = shard.files.name if shard.files.is_local else None
         where = f"{shard.files.name}/{shard.path}"
-        return CorruptCropError(where, self.index.key(row), row, self.index.offsets.item(row), folder)
+        place, offset = self.index.places.item(row), self.index.offsets.item(row)
+        return CorruptCropError(where, self.index.key(row), place, offset, folder)
 
     def _check(self, number: int) -> None:
         check_shard(self.index.shards[number])

@@ -129,8 +129,7 @@ class PKSampler:
         """Return the batches of the epoch, or of the next one if this one was given whole."""
         if self._ended:
             self.epoch, self._start = self.epoch + 1, 0
-        self._num_handed = 0
-        self._ended = not len(self)
+        self._num_handed, self._ended = 0, False
         return self._batches(self.epoch, self._start)
 
     def set_epoch(self, epoch: int) -> None:
@@ -223,6 +222,8 @@ class PKSampler:
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         num_steps = self._steps.num_whole + self._steps.num_shared
+        # Of a rest that is empty this is only said when it is asked for: a loader with workers calls `iter` twice.
+        self._ended = start == num_steps
         for step in range(start, num_steps):
             batch = step * self.world_size + self.rank
             rows = self._draw(epoch).rows_of(batch).tolist()
@@ -329,6 +330,10 @@ def _integers(name: str, values: npt.ArrayLike, num_rows: int | None = None) -> 
         raise SamplingError(f"{name} of type {column.dtype} and shape {column.shape} is no list of integers")
     if num_rows is not None and len(column) != num_rows:
         raise SamplingError(f"{name} has {len(column)} rows, pids has {num_rows}; every row needs one of each")
+    if len(column) and int(column.max()) > np.iinfo(np.int64).max:
+        raise SamplingError(
+            f"{name} {column.max()} is above {np.iinfo(np.int64).max}, the greatest number there can be"
+        )
     return column.astype(np.int32 if np.can_cast(column.dtype, np.int32) else np.int64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,7 +79,7 @@ def check_known(name: str, kind: str, wanted: Collection[Any] | None, there: Ite
         SelectionError: it is not.
     """
     known = np.unique(np.asarray(there)).tolist()
-    if unknown := sorted(set(wanted or ()) - set(known)):
+    if unknown := sorted(set(() if wanted is None else wanted) - set(known)):
         others = f"; there is {', '.join(known)}" if kind == "continent" else " in it"
         raise SelectionError(name, f"no {kind} {_listed(unknown)}{others}")
 
@@ -88,14 +89,14 @@ def _listed(numbers: Sequence[Any]) -> str:
     return f"{shown} … ({len(numbers):,} in all)" if len(numbers) > _SHOWN else shown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LabelMap:
     """Which class a person is: label i belongs to `pids[i]`. Keep it beside the model.
 
     Attributes:
         pids: people, sorted.
         numbering: whose numbers they are: the part, `train` or `test`, for each numbers people anew; of a joined data
-            set, what was added to the pids of each.
+            set, by the names of its parts, that of each and what was added.
 
     Example:
         >>> labels = LabelMap((3, 5, 9), "train")
@@ -117,6 +118,14 @@ class LabelMap:
         if any(after <= before for before, after in zip((-1, *self.pids), self.pids, strict=False)):
             raise ValueError("the pids of a label map are at least 0, sorted, and each is there once")
 
+    @cached_property
+    def _known(self) -> npt.NDArray[np.int64]:
+        """(n + 1,) int64 the people, and -1 behind the last: every batch is looked up in it."""
+        return np.array((*self.pids, JUNK_PID), np.int64)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LabelMap, (self.pids, self.numbering)
+
     def __len__(self) -> int:
         return len(self.pids)
 
@@ -126,13 +135,29 @@ class LabelMap:
         Raises:
             SelectionError: a person has none.
         """
-        known = np.array(self.pids, np.int64)
-        places = np.searchsorted(known, pids)
-        found = np.append(known, JUNK_PID)[places] == pids
+        places = np.searchsorted(self._known[:-1], pids)
+        found = self._known[places] == pids
         if len(unknown := np.unique(pids[~found & (pids != JUNK_PID)])):
             what = f"{_listed(unknown.tolist())} of {self.numbering!r} have no label; they were made from other people"
             raise SelectionError("labels", what)
         return np.where(pids == JUNK_PID, -1, places)
+
+    def checked(self, name: str, numbering: str, pids: npt.NDArray[np.integer]) -> Self:
+        """Return it, if it fits the people of a data set.
+
+        Args:
+            name: of the data set, for messages.
+            numbering: whose numbers its people have.
+            pids: (n,) its people, each at least once.
+
+        Raises:
+            SelectionError: they are numbered otherwise, or one of them has no label.
+        """
+        if self.numbering != numbering:
+            what = f"its people are numbered as {numbering!r}, those of the labels as {self.numbering!r}"
+            raise SelectionError(name, what)
+        self.labels_of(pids)
+        return self
 
     def to_json(self) -> str:
         """Return it as text."""

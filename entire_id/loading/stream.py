@@ -39,8 +39,12 @@ from entire_id.shards.manifest import Shard
 __all__ = ["PKStream", "StreamOptions"]
 
 # Places in what all processes share: what to iterate; batches of it that are done; lanes that it must have, 0 for any;
-# lanes that the last iteration had; whether workers began one since it was last said what to iterate.
+# lanes that the last iteration had; workers that began one since it was last said what to iterate.
 _EPOCH, _SKIP, _FIXED_LANES, _LANES, _WORKERS = range(5)
+# Places in what each worker writes, and others read: batches that it handed out in this iteration; the number of the
+# epoch that it iterated to its end, counted from 1; for which loop that was.
+_HANDED, _ENDED, _LOOP = range(3)
+_MOST_WORKERS = 1_024  # of one rank
 _DRAWN_BY = ("pool_rows", "unit_groups", "uniform")  # options that decide which batches there are
 
 
@@ -81,7 +85,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
     - `padded`: (B,) bool, whether the crop only fills up its group and is counted elsewhere.
 
     The batches follow from the content, seed, epoch, options and the number of lanes: a run that was stopped after any
-    batch goes on with the same ones. An epoch that has been iterated is drawn again unless `set_epoch` is called.
+    batch goes on with the same ones. Each whole iteration is an epoch further; `set_epoch` goes to any.
 
     Attributes:
         name: where the data set lies.
@@ -141,7 +145,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             SplitNotFoundError: it has no such split.
             ManifestError: its manifest is damaged.
             DownloadError: it cannot be fetched.
-            SelectionError: nobody is left, or `labels` do not know somebody.
+            SelectionError: nobody is left, or `labels` do not know somebody, or number people otherwise.
             SamplingError: p, k, seed or an option is out of its range, or there are fewer than p identities.
             ValueError: a transform of bytes.
         """
@@ -159,27 +163,25 @@ class PKStream(IterableDataset[dict[str, Any]]):
             raise SplitNotFoundError(self.name, split, self._manifest.splits)
         self.rank, self.world_size = place_of_process(rank, world_size)
         people = self._people()
-        self.label_map = labels or LabelMap(tuple(sorted(people)), PART_OF_SPLIT[split])
-        self.label_map.labels_of(np.array(sorted(people)))
+        numbering, pids = PART_OF_SPLIT[split], np.array(sorted(people), np.int64)
+        if labels is None:
+            labels = LabelMap(tuple(pids.tolist()), numbering)
+        self.label_map = labels.checked(self.name, numbering, pids)
         self._p, self._k, self._seed = p, k, seed
         self._check(len(people))
         # Seen by workers that live longer than an epoch, too.
         self._shared = torch.zeros(5, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._start()
-
-    def _start(self) -> None:
-        """Make what every process has for itself."""
-        self._num_handed = 0
+        self._workers = torch.zeros((_MOST_WORKERS, 3), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._reader: tuple[int, UnitReader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Only what another process cannot make by itself."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_num_handed", "_reader")}
+        return self.__dict__ | {"_reader": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._shared.share_memory_()  # a copy shares with its own workers
-        self._start()
+        for shared in (self._shared, self._workers):  # a copy shares with its own workers
+            shared.share_memory_()
 
     def _people(self) -> set[int]:
         """Return who can be in a batch, as far as the manifest tells.
@@ -228,7 +230,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             self._shared[_SKIP] = 0
         self._shared[_EPOCH] = epoch
         self._shared[_WORKERS] = 0
-        self._num_handed = 0
+        self._workers.zero_()
 
     def state_dict(self, num_batches: int | None = None) -> dict[str, Any]:
         """Return where this epoch is, as plain values; the same on every rank.
@@ -238,15 +240,19 @@ class PKStream(IterableDataset[dict[str, Any]]):
                 loop, so only the loop knows. None counts what was handed out, which is right without workers.
 
         Raises:
-            SamplingError: there are workers, and num_batches is not given; or it is below 0.
+            SamplingError: there are workers, and num_batches is not given; or it is not in 0…n, the batches that were
+                handed out since. Where none were, its upper bound is not known.
         """
         if num_batches is None and self._shared[_WORKERS]:
             raise SamplingError(
                 "workers are ahead of the loop: give the batches it has finished, state_dict(num_batches)"
             )
-        num_done = self._num_handed if num_batches is None else num_batches
+        num_handed = int(self._iterating()[:, _HANDED].sum())
+        num_done = num_handed if num_batches is None else num_batches
         if num_done < 0:
             raise SamplingError(f"num_batches {num_batches!r} is below 0")
+        if num_handed and num_done > num_handed:
+            raise SamplingError(f"num_batches {num_batches!r} is above {num_handed}, the batches that were handed out")
         epoch, skip, _, lanes, _ = self._shared.tolist()
         place = {"epoch": epoch, "num_batches": skip + num_done, "world_size": self.world_size, "lanes": lanes}
         return place | self._facts()
@@ -272,13 +278,13 @@ class PKStream(IterableDataset[dict[str, Any]]):
             what = f"{state['num_batches']} batches on each of {state['world_size']} ranks"
             raise SamplingError(f"the state is after {what}, which is no whole number of steps of {self.world_size}")
         self._shared[:] = torch.tensor([state["epoch"], num_done, state["lanes"], state["lanes"], 0])
-        self._num_handed = 0
+        self._workers.zero_()
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same for a state to fit."""
         options = {name: value for name, value in asdict(self._options).items() if name in _DRAWN_BY}
         select = {
-            name: sorted(value) if isinstance(value, Collection) else value
+            name: np.unique(list(value)).tolist() if isinstance(value, Collection) else value
             for name, value in asdict(self._select).items()
         }
         who = {"split": self._split, "p": self._p, "k": self._k, "seed": self._seed}
@@ -289,6 +295,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Return the batches of this rank, or of this worker of it, from where the epoch stands now.
 
+        If that was iterated to its end, they are those of the next one.
+
         They raise:
             SamplingError: the lanes cannot be dealt to the ranks and workers, or there are too few row groups for them.
             SelectionError: no crop is left.
@@ -297,14 +305,32 @@ class PKStream(IterableDataset[dict[str, Any]]):
             ImageDecodeError: a crop does not decode.
             DownloadError, RepositoryNotFoundError: a file cannot be fetched.
         """
-        self._num_handed = 0
-        self._shared[_WORKERS] = int(get_worker_info() is not None)
+        number, num_workers, _ = _place_of_worker()
+        self._move_on()
+        self._workers[number] = 0
+        self._shared[_WORKERS] = num_workers
         return self._iterated(self._draw(), int(self._shared[_SKIP]))
+
+    def _move_on(self) -> None:
+        """Go to the next epoch if all workers iterated this one to its end, in the same loop.
+
+        The workers of the next loop come here at any time, and none waits for another: the first one moves on, and what
+        they ended is this epoch no more, so that for the others there is nothing to do.
+        """
+        epoch, ended = int(self._shared[_EPOCH]), self._iterating()[:, _ENDED:].tolist()
+        if ended[0][0] == epoch + 1 and all(place == ended[0] for place in ended):
+            self._shared[_SKIP] = 0
+            self._shared[_EPOCH] = epoch + 1
+
+    def _iterating(self) -> torch.Tensor:
+        """Return what the workers of the last iteration wrote, or this process if it had none."""
+        iterating: torch.Tensor = self._workers[: max(int(self._shared[_WORKERS]), 1)]
+        return iterating
 
     def _iterated(self, draw: EpochDraw, skip: int) -> Iterator[dict[str, Any]]:
         """Yield the batches of an epoch, but for the first `skip` of this rank."""
-        worker = get_worker_info()
-        number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        number, num_workers, loop = _place_of_worker()
+        num_workers = max(num_workers, 1)
         units = self._units(draw, num_workers)
         self._shared[_LANES] = len(units)
         # A loader asks worker 0 first; when an epoch is resumed it is the next batch's turn.
@@ -316,8 +342,9 @@ class PKStream(IterableDataset[dict[str, Any]]):
         epoch = Epoch(draw, units, self._own_reader(), options.prefetch_units, uniform=options.uniform)
         try:
             for batch in self._batches(epoch, own, num_done):
-                self._num_handed += 1
+                self._workers[number, _HANDED] += 1
                 yield batch
+            self._workers[number, _ENDED:] = torch.tensor([draw.epoch + 1, loop])
         except EntireIdError:
             self._reader = None  # what it failed to read may be there the next time
             raise
@@ -420,6 +447,12 @@ class PKStream(IterableDataset[dict[str, Any]]):
             row = number - epoch.reader.first_row(shard)
             key, where = epoch.reader.key(shard, row), f"row {row} of {self._shards[shard].path}"
             raise ImageDecodeError(self.name, key, f"{error}; {where}") from error
+
+
+def _place_of_worker() -> tuple[int, int, int]:
+    """Return the number of this worker, how many there are, 0 for none, and a number that all of a loop share."""
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers, worker.seed - worker.id) if worker else (0, 0, 0)
 
 
 def _stacked(images: list[Any]) -> Any:  # noqa: ANN401 an array, a tensor or a list

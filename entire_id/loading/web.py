@@ -85,25 +85,38 @@ class WebPlace:
     @contextmanager
     def _response(self, path: str, span: str) -> Iterator[httpx2.Response]:
         """Ask for a range; the answer is one that succeeded, or says that the file has no such range."""
-        moved = self._moved.pop(path, None)  # unless it proves good again
+        moved = self._moved.get(path)
         url, headers = (moved, {}) if moved else self._address(path)
         headers = {**headers, "Accept-Encoding": "identity"} | ({"Range": span} if span else {})
-        with (
-            _one_attempt(),
-            get_session().stream(
-                "GET", url, headers=headers, timeout=self._timeout_s, follow_redirects=True
-            ) as response,
-        ):
-            status = response.status_code
-            if status in _PASSING or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
-                raise FetchFailedError(_status(response), wait_s=_asked_wait_s(response.headers))
-            if status >= httpx2.codes.BAD_REQUEST and status != _NO_RANGE:
-                if moved:
-                    raise FetchFailedError(f"{_status(response)} where the server had sent us before")
-                self._check_status(response, path)
-            if moved or response.history:
-                self._moved[path] = str(response.url)
-            yield response
+        try:
+            with (
+                _one_attempt(),
+                get_session().stream(
+                    "GET", url, headers=headers, timeout=self._timeout_s, follow_redirects=True
+                ) as response,
+            ):
+                self._check_answer(response, path, moved)
+                if response.history:
+                    self._remember(path, response.url)
+                yield response
+        except Exception:
+            if self._moved.get(path) == moved:  # no other thread has learnt a new one
+                self._moved.pop(path, None)
+            raise
+
+    def _check_answer(self, response: httpx2.Response, path: str, moved: str | None) -> None:
+        status = response.status_code
+        if status in _PASSING or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
+            raise FetchFailedError(_status(response), wait_s=_asked_wait_s(response.headers))
+        if status >= httpx2.codes.BAD_REQUEST and status != _NO_RANGE:
+            if moved:
+                raise FetchFailedError(f"{_status(response)} where the server had sent us before")
+            self._check_status(response, path)
+
+    def _remember(self, path: str, url: httpx2.URL) -> None:
+        """Note where a file has moved: only to another host, for on its own one the token is asked for."""
+        if url.netloc != httpx2.URL(self._address(path)[0]).netloc:
+            self._moved[path] = str(url)
 
 
 class HubPlace(WebPlace):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,7 @@ def index_of(rows: list[tuple[int, int, int, int, int]]) -> ShardIndex:
     columns = {"pid": pids, "camid": camids, "seq": zeros, "width": widths, "height": heights, "shard": shards}
     columns |= {"place": zeros, "offset": zeros, "length": zeros}
     files = open_files(Path.cwd())
-    parts = [ShardFile(files, "", "", 0, name, 0, 0, 0, None) for name in ("asia", "europe", "asia")]
+    parts = [ShardFile(files, "", "", 0, name, 0, ()) for name in ("asia", "europe", "asia")]
     return ShardIndex(parts, pa.table(columns), {})
 
 
@@ -202,6 +204,7 @@ def test_labels_are_places_among_sorted_pids(people: set[int], data: st.DataObje
     assert found.tolist() == expected
     assert found.dtype == np.int64
     assert LabelMap.from_json(labels.to_json()) == labels
+    assert pickle.loads(pickle.dumps(labels)) == labels
     stranger = data.draw(st.integers(0, 2**31 - 1).filter(lambda pid: pid not in people))
     with pytest.raises(SelectionError, match=f"{stranger} of 'train' have no label"):
         labels.labels_of(np.array([stranger, *people]))
@@ -283,6 +286,35 @@ def test_two_data_sets_are_joined(trained: Path, tmp_path: Path) -> None:
         join({"b": parts["b"], "a": parts["a"]}, joined.label_map)
 
 
+def test_labels_of_one_part_are_not_those_of_another(trained: Path) -> None:
+    train, query, gallery = (join({"a": CropDataset(trained, split)}) for split in ("train", "query", "gallery"))
+    assert query.label_map.numbering == "a: (test) + 0"
+    assert gallery.label_map == query.label_map
+    labels = LabelMap(tuple(range(10)), train.label_map.numbering)  # they hold all numbers, but of others
+    with pytest.raises(SelectionError, match=r"numbered as 'a: \(test\) \+ 0', those of the labels as 'a: \(train\)"):
+        join({"a": CropDataset(trained, "query")}, labels)
+
+
+def people_and_cameras(dataset: CropDataset) -> tuple[list[int], list[int]]:
+    return np.unique(dataset.pids).tolist(), np.unique(dataset.camids).tolist()
+
+
+def test_joined_data_sets_are_joined_without_people_that_collide(trained: Path, tmp_path: Path) -> None:
+    train = CropDataset(trained, "train")
+    others = {}
+    for frame, name in enumerate("bcd"):
+        crop = f"bounding_box_train/00003_c000s0_{frame}.jpg"
+        folder = pack_folder(write_crops(tmp_path / f"{name}-crops", [crop]), tmp_path / name, name=name)
+        others[name] = CropDataset(folder, "train")
+    first, second = join({"1": train, "2": others["b"]}), join({"1": others["c"], "2": others["d"]})
+    people, cameras = people_and_cameras(join({"x": first, "y": second}))
+    assert people == [3, 5, 9, 1_000_003, 10_000_003, 11_000_003]
+    assert cameras == [0, 21, 1000, 10_000, 11_000]
+    again = join({"1": CropDataset(trained, "train", select=Selection(pids=[3])), "2": others["b"]})
+    assert people_and_cameras(join({"x": first, "y": again})) == people_and_cameras(first), "joined in the same way"
+    assert people_and_cameras(join({"x": join({"a": train}), "y": train})) == people_and_cameras(train)
+
+
 def test_near_and_far_are_joined(trained: Path, web: WebServer) -> None:
     near = CropDataset(trained, "train", reading=QUICK)
     far = CropDataset(f"{web.url}/entire-id", "gallery", reading=QUICK)
@@ -292,6 +324,12 @@ def test_near_and_far_are_joined(trained: Path, web: WebServer) -> None:
         assert some.keys == [key for name in joined.source_names for key in keys[name]]
         assert [some.key(row) for row in range(len(some))] == some.keys
         assert some[7]["pid"] == joined.pids[7]
+
+
+def test_transforms_that_are_equal_are_joined(trained: Path) -> None:
+    parts = {name: CropDataset(trained, name, transform=on_pil(shift)) for name in ("train", "query")}
+    assert len({id(part.transform) for part in parts.values()}) == 2
+    assert join(parts).transform == on_pil(shift)
 
 
 def test_what_cannot_be_joined(trained: Path, tmp_path: Path) -> None:
@@ -358,6 +396,12 @@ def test_transforms_of_pil_images_repeat_and_leave_torch_alone(trained: Path) ->
     assert pickle.loads(pickle.dumps(dataset)).transform == dataset.transform
 
 
+def test_a_transform_that_takes_an_image_alone_is_told_of_on_pil(trained: Path) -> None:
+    with pytest.raises(TypeError, match="positional argument") as caught:
+        CropDataset(trained, "train", transform=shift)[0]
+    assert "on_pil" in caught.value.__notes__[0]
+
+
 def test_a_transform_that_fails_leaves_torch_alone(trained: Path) -> None:
     torch = pytest.importorskip("torch")
     state = torch.get_rng_state()
@@ -394,6 +438,18 @@ def test_corrupt_crops_raise(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("verify", [False, True])
+def test_corrupt_crops_are_named_by_their_row_in_the_shard(packed: Path, verify: bool) -> None:
+    spoil(packed, "gallery", [17])
+    some = CropDataset(packed, "gallery", select=Selection(pids=[0, 1]), reading=ReadOptions(verify=verify))
+    joined = join({"query": CropDataset(packed, "query", reading=some.reading), "gallery": some})
+    assert some.index.places[9] == 1
+    for read in (lambda: some[9], lambda: joined[12 + 9]):
+        with pytest.raises((CorruptCropError, ImageDecodeError), match=r"gallery/europe-00000\.parquet") as caught:
+            read()
+        assert "row 1, at byte" in str(caught.value)
+
+
+@pytest.mark.parametrize("verify", [False, True])
 def test_corrupt_crops_are_left_out_of_batches(packed: Path, verify: bool) -> None:
     spoil(packed, "gallery", [5, 6])
     dataset = CropDataset(packed, "gallery", reading=ReadOptions(verify=verify, on_corrupt="skip"))
@@ -409,6 +465,43 @@ def test_corrupt_crops_are_left_out_of_batches(packed: Path, verify: bool) -> No
         dataset.__getitems__([5, 6])
     with pytest.raises((CorruptCropError, ImageDecodeError)):
         dataset[5]
+
+
+def test_a_corrupt_first_crop_is_a_crop_like_any_other(packed: Path, web: WebServer) -> None:
+    dataset = CropDataset(packed, "gallery", reading=ReadOptions(verify=True, on_corrupt="skip"))
+    firsts = np.flatnonzero(dataset.index.places == 0).tolist()
+    spoil(packed, "gallery", firsts)
+    far = ReadOptions(QUICK.fetch, on_corrupt="skip")
+    for some in (dataset, CropDataset(f"{web.url}/entire-id", "gallery", reading=far)):
+        with pytest.warns(RuntimeWarning, match="left out"):
+            assert [item["row"] for item in some.__getitems__([*firsts, 1, 23])] == [1, 23]
+        assert some.num_skipped == len(firsts)
+
+
+def claim_too_much(data: bytes) -> bytes:
+    frame = data.index(b"\xff\xc0")
+    return data[: frame + 5] + struct.pack(">HH", 60_000, 60_000) + data[frame + 9 :]
+
+
+def end_early(data: bytes) -> bytes:
+    middle = (data.rindex(b"\xff\xda") + len(data)) // 2
+    return data[:middle] + b"\xff\xd9" + data[middle + 2 :]
+
+
+@pytest.mark.parametrize("damage", [claim_too_much, end_early])
+def test_crops_that_pillow_would_pass_or_refuse_in_its_own_way_are_corrupt(
+    packed: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    with CropReader(packed, "gallery") as reader:
+        data = damage(reader.read(5))
+    spoil(packed, "gallery", [5], data)
+    with pytest.raises(ImageDecodeError, match="row 5, at byte"):
+        CropDataset(packed, "gallery")[5]
+    with CropReader(packed, "gallery") as reader, pytest.raises(ImageDecodeError):
+        reader.pixels(5)
+    skipping = CropDataset(packed, "gallery", reading=ReadOptions(on_corrupt="skip"))
+    with pytest.warns(RuntimeWarning, match="left out: .*row 5"):
+        assert [item["row"] for item in skipping.__getitems__([4, 5, 7])] == [4, 7]
 
 
 def test_what_to_do_about_corrupt_crops_is_one_of_two() -> None:
@@ -462,11 +555,11 @@ def test_copy_without_its_file_reads_the_data_set_again(trained: Path, tmp_path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
 def test_loader(trained: Path, workers: int, context: str) -> None:
     torch_data = pytest.importorskip("torch.utils.data")
-    if not workers and context == "spawn":
-        pytest.skip("no worker to be spawned")
+    if not workers and context != "fork":
+        pytest.skip("no worker to be started")
     joined = join({name: CropDataset(trained, name, transform=numbers) for name in ("train", "gallery")})
     expected = list(joined)
     draws = [[Draw(row, (9, row)) for row in range(start, start + 5)] for start in range(0, 30, 5)]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+import entire_id.loading.files as files_module
 from entire_id.errors import DatasetNotFoundError, DownloadError, MissingExtraError, RepositoryNotFoundError
 from entire_id.loading.cache import RangeCache
 from entire_id.loading.files import FetchOptions, Files, LocalFiles, open_files
+from entire_id.remote import RemoteFolder
 
 from servers import Server, serve
 from webserver import COMMIT, WebServer
@@ -93,6 +98,37 @@ def test_threads_read_at_once(files: Files) -> None:
         assert list(pool.map(lambda start: files.read(NAME, start, start + 99), range(64))) == [
             DATA[start : start + 99] for start in range(64)
         ]
+
+
+def test_threads_of_a_forked_child_share_one_connection(
+    folder: Path, ftp: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_files(ftp.put(folder, "set"), QUICK)
+    files.read(NAME, 0, 5)
+    opened: list[str] = []
+    meeting = threading.Barrier(2)
+
+    class SlowFolder(RemoteFolder):
+        def __init__(self, url: str) -> None:
+            opened.append(url)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(0.3)  # for another that is opened at the same time
+            super().__init__(url)
+
+    def read_by_threads(results: Connection) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            found = set(pool.map(lambda _: files.read(NAME, 5, 9), range(8)))
+        results.send((found, len(opened)))
+
+    monkeypatch.setattr(files_module, "RemoteFolder", SlowFolder)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=read_by_threads, args=(there,))
+    with files_module._CONNECTING:  # as if a thread of the parent were about to connect
+        child.start()
+    assert here.poll(30)
+    assert here.recv() == ({DATA[5:9]}, 1)
+    child.join()
 
 
 @pytest.mark.parametrize("kind", ["fork", "spawn"])
@@ -233,6 +269,24 @@ def test_signed_addresses_are_remembered_and_forgotten_when_they_expire(folder: 
     assert len(web.requests) == 8
 
 
+def test_signed_addresses_serve_several_threads_at_once(folder: Path, web: WebServer) -> None:
+    web.redirects = True
+    files = open_files(f"{web.url}/set", QUICK)
+    files.read(NAME, 0, 9)
+    starts = range(64)
+    for token, at_most in (("1", len(starts)), ("2", len(starts) + 32)):
+        web.token = token
+        web.requests.clear()
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda start: files.read(NAME, start, start + 9), starts)) == [
+                DATA[start : start + 9] for start in starts
+            ]
+        assert len(starts) <= len(web.requests) <= at_most
+    web.requests.clear()
+    files.read(NAME, 0, 9)
+    assert len(web.requests) == 1
+
+
 def test_nobody_listens(tmp_path: Path, web: WebServer) -> None:
     options = FetchOptions(retries=1, backoff_s=0.001)
     with pytest.raises(DownloadError, match=r"ConnectError.*tried 2 times"):
@@ -316,6 +370,18 @@ def test_repository_redirects_without_giving_the_token_away(
     for start in range(3):
         assert files.read("cameras.csv", start, 9) == (packed / "cameras.csv").read_bytes()[start:9]
     assert hub.authorized == [f"/datasets/owner/entire-id/resolve/{COMMIT}/cameras.csv"]
+
+
+def test_addresses_of_the_same_host_are_asked_with_the_token(
+    hub: WebServer, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    files = open_files("owner/entire-id", QUICK)
+    hub.redirects, hub.redirect_host = True, "127.0.0.1"
+    hub.authorized.clear()
+    for start in range(3):
+        files.read("cameras.csv", start, 9)
+    assert hub.authorized == 3 * [f"/datasets/owner/entire-id/resolve/{COMMIT}/cameras.csv", "/cameras.csv"]
 
 
 def test_repository_that_refuses(hub: WebServer, packed: Path) -> None:

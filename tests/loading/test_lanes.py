@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from entire_id.errors import SamplingError
 from entire_id.loading.groups import group_pids
 from entire_id.loading.lanes import EpochDraw, Lane, Unit, UnitLabels, deal_units, draw_units
 
@@ -75,8 +77,7 @@ def test_all_lanes_together_show_every_crop_once_and_end_together(
     draw = draw_of(p=shape[0], k=shape[1], seed=seed)
     lanes = lanes_of(pids, num_lanes, draw)
     longest = max(lane.count() for lane in lanes)
-    if min(num_groups(lane, draw.k) for lane in lanes) < longest:
-        return  # a lane has fewer groups than another has batches; that is refused
+    assume(all(num_groups(lane, draw.k) >= longest for lane in lanes))
     seen: Counter[tuple[int, int, int]] = Counter()
     for lane in lanes:
         batches = 0
@@ -93,6 +94,20 @@ def test_all_lanes_together_show_every_crop_once_and_end_together(
         assert not lane.waiting
     assert set(seen.values()) <= {1}
     assert len(seen) == sum(pid >= 0 for shard in pids for pid in shard)
+
+
+@given(st.integers(2, 4), st.integers(0, 20), st.integers(0, 2))
+def test_a_lane_with_fewer_groups_than_another_has_batches_is_refused(num_lanes: int, few: int, seed: int) -> None:
+    draw = draw_of(p=1, k=1, unit_groups=1, seed=seed)
+    pids = [[*range(few), *[-1] * (21 - few)], *[list(range(21))] * (num_lanes - 1)]
+    lanes = lanes_of(pids, num_lanes, draw)
+    longest = max(lane.count() for lane in lanes)
+    for lane in lanes:
+        if num_groups(lane, draw.k) == longest:
+            assert len(list(lane.batches(lambda: longest))) == longest
+        else:
+            with pytest.raises(SamplingError, match="which another lane still makes.* Use fewer lanes or workers"):
+                list(lane.batches(lambda: longest))
 
 
 def num_groups(lane: Lane, k: int) -> int:

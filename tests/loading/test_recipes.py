@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,27 @@ def streamed(num_epochs: int) -> list[list[int]]:
 @pytest.fixture(autouse=True)
 def _at_home(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(packed.parent)
+
+
+# --- loops of one's own -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sampler", "stream"])
+def test_a_loop_goes_on_in_the_epoch_of_its_state(kind: str) -> None:
+    place = Path(f"{kind}.json")
+    whole = run_recipe(place.name)
+    assert (whole["epoch"], whole["num_done"]) == (1, json.loads(place.read_text())["num_batches"])
+    place.write_text(json.dumps(whole[kind].state_dict(1)))
+    rest = run_recipe(place.name)
+    assert (rest["first_epoch"], rest["epoch"], rest["num_done"]) == (1, 1, whole["num_done"] - 1)
+
+
+def test_crops_and_a_stream_of_a_selection_share_their_labels() -> None:
+    names = run_recipe("labels=labels")
+    assert names["stream"].label_map == names["asia"].label_map == names["labels"]
+    label_of = dict(zip(names["crops"].pids.tolist(), names["crops"].labels.tolist(), strict=True))
+    (batch, *_) = names["stream"]
+    assert batch["label"].tolist() == [label_of[pid] for pid in batch["pid"].tolist()]
 
 
 # --- the Trainer of transformers --------------------------------------------------------------------------------------
@@ -149,9 +171,6 @@ def test_lightning_does_the_same_with_a_stream(classifier: type) -> None:
             self.stream = new_stream()
             self.stream.set_epoch(self.trainer.fit_loop.epoch_progress.current.ready)
             return torch.utils.data.DataLoader(self.stream, batch_size=None)
-
-        def on_train_epoch_start(self):
-            self.stream.set_epoch(self.current_epoch)
 
     whole = streamed(num_epochs=3)
     (checkpoint,) = Path("checkpoints").glob("*.ckpt")

@@ -311,8 +311,8 @@ def test_an_epoch_resumed_at_its_end_is_over_at_once():
     sampler.load_state_dict(state)
     assert (len(sampler), list(sampler), list(sampler)) == (0, [], second)
     sampler.load_state_dict(state)
-    iter(sampler)  # as loaders do that look whether anything is left
-    assert list(sampler) == second
+    iter(sampler)  # a loader with workers asks twice where it iterates once
+    assert (list(sampler), list(sampler)) == ([], second)
 
 
 def test_a_state_of_something_else_is_refused():
@@ -336,6 +336,13 @@ def test_a_state_of_something_else_is_refused():
     sampler = PKSampler(pids, 4, 2)
     with pytest.raises(SamplingError, match=rf"num_batches -1 is not in 0..{len(sampler)}"):
         sampler.state_dict(-1)
+
+
+def test_a_number_that_would_become_another_is_refused():
+    pids = np.array([1, 1, 2, 2**63 + 5], np.uint64)
+    with pytest.raises(SamplingError, match=f"pids {2**63 + 5} is above {2**63 - 1}"):
+        PKSampler(pids, 2, 2)
+    assert len(PKSampler(pids[:3], 2, 2)) == 1
 
 
 # --- ranks and loaders ------------------------------------------------------------------------------------------------

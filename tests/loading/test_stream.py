@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +25,15 @@ from entire_id.errors import (
     SplitNotFoundError,
 )
 from entire_id.loading.dataset import CropDataset, ReadOptions
+from entire_id.loading.files import open_files
+from entire_id.loading.index import fetch_manifest
+from entire_id.loading.lanes import Unit
 from entire_id.loading.selection import LabelMap, Selection
 from entire_id.loading.stream import PKStream, StreamOptions
+from entire_id.loading.units import UnitReader
+from entire_id.shards.manifest import read_manifest
 
-from builders import many_crops, pack_folder
+from builders import image_bytes, many_crops, pack_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
 
@@ -128,6 +135,35 @@ def test_the_epoch_after_a_resumed_one_is_whole(folder: Path) -> None:
     assert num[0] == len(batches(stream_of(folder))) - 5
 
 
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_whole_iteration_is_followed_by_the_next_epoch(folder: Path, workers: int, persistent: bool) -> None:
+    expected = []
+    for epoch in range(3):
+        fresh = stream_of(folder)
+        fresh.set_epoch(epoch)
+        expected.append([rows for rows, _ in batches(fresh)])
+    stream = stream_of(folder)
+    stream.load_state_dict(stream_of(folder).state_dict(5))
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, persistent_workers=persistent)
+    first, second, third = ([tuple(batch["row"].tolist()) for batch in loader] for _ in range(3))
+    assert first == expected[0][5:]
+    assert second == expected[1]
+    assert third == expected[2]
+    assert (stream.state_dict(7)["epoch"], stream.state_dict(7)["num_batches"]) == (2, 7)
+    stream.set_epoch(2)  # it was whole, and shall be again
+    assert tuple(next(iter(loader))["row"].tolist()) == expected[2][0]
+    assert [tuple(batch["row"].tolist()) for batch in loader] == expected[2], "what is left early begins again"
+
+
+def test_after_a_whole_iteration_any_number_of_workers_moves_on(folder: Path) -> None:
+    stream = stream_of(folder)
+    found = [batches(stream, workers) for workers in (2, 4, 0)]
+    for epoch, shown in enumerate(found):
+        fresh = stream_of(folder)
+        fresh.set_epoch(epoch)
+        assert shown == batches(fresh)
+
+
 def test_epochs_and_seeds_differ_and_repeat(folder: Path, whole: list[Batch]) -> None:
     other = stream_of(folder)
     other.set_epoch(1)
@@ -197,8 +233,13 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
         PKStream(folder, "gallery", p=61)
     with pytest.raises(SamplingError, match="k 0 is not at least 1"):
         PKStream(folder, "gallery", p=4, k=0)
-    with pytest.raises(SelectionError):
-        PKStream(folder, "gallery", p=4, labels=LabelMap((0, 1), "test"))
+    for labels, match in (
+        (LabelMap((0, 1), "test"), "have no label"),
+        (LabelMap((), "test"), "have no label"),
+        (LabelMap(tuple(range(60)), "train"), "numbered as 'test', those of the labels as 'train'"),
+    ):
+        with pytest.raises(SelectionError, match=match):
+            PKStream(folder, "gallery", p=4, labels=labels)
     with pytest.raises(SamplingError, match="do not divide 4 lanes"):
         next(iter(stream_of(folder, rank=0, world_size=3)))
     with pytest.raises(SamplingError, match="cannot feed 500 lanes"):
@@ -280,3 +321,146 @@ def test_a_shard_that_was_rewritten_is_refused(damaged: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ManifestError, match="the manifest knows another file"):
         batches(stream_of(damaged, mixing={"lanes": 1}))
+
+
+def test_a_place_can_be_told_before_the_first_batch(folder: Path) -> None:
+    stream = stream_of(folder)
+    done = batches(stream, num=5)
+    state = stream.state_dict()
+    later = stream_of(folder)
+    later.load_state_dict(state)
+    assert later.state_dict() == state
+    assert len(done) == state["num_batches"] == 5
+    stream.set_epoch(1)
+    assert (stream.state_dict()["epoch"], stream.state_dict()["num_batches"]) == (1, 0)
+    with pytest.raises(SamplingError, match="num_batches -1 is below 0"):
+        stream.state_dict(-1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_place_beyond_what_was_handed_out_is_refused(folder: Path, workers: int) -> None:
+    stream = stream_of(folder)
+    num_batches = len(batches(stream, workers))
+    assert stream.state_dict(num_batches)["num_batches"] == num_batches
+    with pytest.raises(SamplingError, match=f"num_batches {num_batches + 1} is above {num_batches}"):
+        stream.state_dict(num_batches + 1)
+
+
+@pytest.mark.parametrize("pids", [np.arange(30), list(np.arange(30)), set(range(30))])
+def test_a_state_is_text_whatever_the_selection_was_made_of(folder: Path, pids: Any) -> None:
+    state = json.loads(json.dumps(stream_of(folder, select=Selection(pids=pids)).state_dict()))
+    assert state["select"]["pids"] == list(range(30))
+    stream_of(folder, select=Selection(pids=range(30))).load_state_dict(state)
+
+
+def test_another_epoch_than_the_resumed_one_is_whole_even_if_it_comes_back(folder: Path, whole: list[Batch]) -> None:
+    stream = stream_of(folder)
+    stream.load_state_dict(stream_of(folder).state_dict(7))
+    stream.set_epoch(0)
+    assert batches(stream, num=3) == whole[7:10]
+    stream.set_epoch(1)
+    stream.set_epoch(0)
+    assert batches(stream, num=3) == whole[:3]
+
+
+def test_what_is_iterated_is_settled_when_the_iteration_begins(folder: Path, whole: list[Batch]) -> None:
+    stream = stream_of(folder)
+    begun = iter(stream)
+    stream.set_epoch(1)
+    assert tuple(next(begun)["row"].tolist()) == whole[0][0]
+
+
+def test_workers_that_live_on_take_the_lanes_of_a_state(folder: Path) -> None:
+    ours = {"lanes": None}
+    expected = batches(stream_of(folder, mixing=ours), workers=4)
+    state_of_four = stream_of(folder, mixing=ours)
+    batches(state_of_four, workers=4, num=3)
+    stream = stream_of(folder, mixing=ours)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, persistent_workers=True)
+    next(iter(loader))
+    stream.load_state_dict(state_of_four.state_dict(3))
+    assert [tuple(batch["row"].tolist()) for batch in loader] == [rows for rows, _ in expected[3:]]
+
+
+def test_a_copy_tells_its_own_workers_the_epoch(folder: Path) -> None:
+    stream = pickle.loads(pickle.dumps(stream_of(folder)))
+    loader = DataLoader(stream, batch_size=None, num_workers=1, persistent_workers=True)
+    first = [tuple(batch["row"].tolist()) for batch in loader]
+    stream.set_epoch(1)
+    second = [tuple(batch["row"].tolist()) for batch in loader]
+    assert first != second
+    with pytest.raises(SamplingError, match="ahead of the loop"):
+        stream.state_dict()
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_give_the_same(folder: Path, whole: list[Batch], context: str) -> None:
+    stream = stream_of(folder)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context=context)
+    assert [tuple(batch["row"].tolist()) for batch in loader] == [rows for rows, _ in whole]
+    assert stream.state_dict(1)["epoch"] == 0
+    second = stream_of(folder)
+    second.set_epoch(1)
+    assert tuple(next(iter(loader))["row"].tolist()) == batches(second, num=1)[0][0]
+
+
+def test_a_selection_of_nothing_is_no_empty_epoch(folder: Path) -> None:
+    with pytest.raises(SelectionError, match="no crop is left"):
+        batches(stream_of(folder, select=Selection(cameras=[99])))
+
+
+def test_lanes_of_which_a_selection_leaves_one_too_little_are_refused_with_the_cure(folder: Path) -> None:
+    select = Selection(pids=range(20))
+    with pytest.raises(SamplingError, match="groups are left for .* Use fewer lanes or workers"):
+        batches(stream_of(folder, select=select, mixing={"lanes": 8}))
+    assert batches(stream_of(folder, select=select, mixing={"lanes": 1}))
+
+
+def test_shards_without_anybody_wanted_are_left_alone(folder: Path) -> None:
+    shard = next(shard for shard in read_manifest(folder).shards if shard.split == "gallery")
+    meta = [path for path in sorted(folder.glob("meta/gallery/*")) if path.name != Path(shard.meta_path).name]
+    hidden = [path.rename(path.with_suffix(".hidden")) for path in meta]
+    try:
+        stream = stream_of(folder, select=Selection(pids=shard.pids[:5]), mixing={"lanes": 2})
+        rows = shown_once(batches(stream))
+    finally:
+        for path, name in zip(hidden, meta, strict=True):
+            path.rename(name)
+    assert rows == np.flatnonzero(np.isin(CropDataset(folder, "gallery").pids, shard.pids[:5])).tolist()
+
+
+def test_crops_that_are_not_wanted_are_not_kept(folder: Path) -> None:
+    files = open_files(folder)
+    manifest = fetch_manifest(files)
+    shards = [shard for shard in manifest.shards if shard.split == "gallery"]
+    reader = UnitReader(files, manifest, shards, Selection(cameras=[1]), verify=True)
+    unit = Unit(1, (0,), shards[1].row_groups[0])
+    is_wanted = reader.labels(unit).pids >= 0
+    crops = reader.read_group(unit.shard, 0)
+    assert 0 < is_wanted.sum() < len(is_wanted)
+    assert [len(crop) > 0 for crop in crops if isinstance(crop, bytes)] == is_wanted.tolist()
+    needed = np.arange(len(crops)) == 7
+    assert [len(crop) > 0 for crop in reader.read_group(unit.shard, 0, needed)] == needed.tolist()
+
+
+def test_lanes_end_together_whatever_the_pool(folder: Path) -> None:
+    mixing = {"pool_rows": 1, "unit_groups": 2, "lanes": 2}
+    parts = [batches(stream_of(folder, rank=rank, world_size=2, mixing=mixing)) for rank in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    assert shown_once([*parts[0], *parts[1]]) == list(range(2400))
+
+
+def test_a_worker_keeps_no_more_than_its_pool_and_what_is_under_way(folder: Path) -> None:
+    epoch_crops = 2400 * len(image_bytes())
+    stream = stream_of(folder, mixing={"lanes": 1, "pool_rows": 200, "prefetch_units": 0})
+    list(stream)  # labels and buffers are there
+    tracemalloc.start()
+    try:
+        for batch in stream:
+            del batch
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    group = max(max(shard.row_groups) for shard in read_manifest(folder).shards)
+    crop = len(image_bytes()) + 80  # what Python adds, and the number behind each picture
+    assert peak < 1.5 * (200 + 3 * group) * crop + 300_000 < epoch_crops

@@ -122,6 +122,7 @@ def test_a_byte_damaged_on_its_way_is_fetched_again(folder: Path, server: WebSer
     ):
         server.requests.clear()
         server.faults = deque(["damage", "", "", ""])
+        stream.set_epoch(0)
         assert read() == expected
         assert [times for times in Counter(server.requests).values() if times > 1] == [2]
 
@@ -136,8 +137,7 @@ def test_a_byte_damaged_on_the_server_is_named(server: WebServer, batches: Reade
     (server.folder / shard).write_bytes(data)
     with pytest.raises(CorruptCropError) as caught:
         batches(server.url)
-    number = 7 if batches is stream_batches else row  # of the crop in its shard, or in the data set
-    assert f"row {number}, at byte {offset:,}" in str(caught.value)
+    assert f"row 7, at byte {offset:,}" in str(caught.value), "of the shard"
     assert f"{server.url}/{shard}" in str(caught.value)
     assert index.key(row) in str(caught.value)
 
@@ -178,6 +178,15 @@ def test_another_epoch_asks_for_no_labels(folder: Path, server: WebServer) -> No
     assert second != first
     shards = [shard.path for shard in gallery(folder)]
     assert sorted(path.lstrip("/") for path, _ in server.requests) == sorted(shards), "one request a row group"
+
+
+def test_workers_that_live_on_ask_for_labels_once(folder: Path, server: WebServer) -> None:
+    stream = stream_of(server.url, reading(None))
+    loader = DataLoader(stream, batch_size=None, num_workers=2, persistent_workers=True)
+    num_batches = [len(list(loader)) for _ in range(2)]
+    assert min(num_batches) > 20
+    asked = Counter(path for path, _ in server.requests if path.startswith("/meta/"))
+    assert asked == {f"/{shard.meta_path}": 2 for shard in gallery(folder)}, "once by each worker"
 
 
 def test_the_first_batch_needs_its_own_labels_only(folder: Path, server: WebServer) -> None:
