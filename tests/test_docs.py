@@ -56,7 +56,8 @@ def commands(page: str) -> list[str]:
 
 
 def run(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120, env=os.environ)
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, timeout=120, env=os.environ)
+    assert done.returncode == 0, done.stderr
 
 
 def entire_id(line: str) -> list[str]:
