@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import CorruptCropError, ImageDecodeError
-from entire_id.images import decode_rgb
 from entire_id.loading.files import FetchOptions, Files, open_files
 from entire_id.loading.groups import count_values
 from entire_id.loading.index import ShardIndex, open_index
@@ -297,13 +296,7 @@ class CropDataset:
         }
 
     def _image(self, row: int, number: int, data: bytes) -> Any:  # noqa: ANN401 what the transform returns
-        try:
-            pixels = decode_rgb(data)
-        except OSError as error:
-            index = self.index
-            shard = index.shards[index.shard_numbers.item(number)]
-            where = f"row {index.places.item(number)}, at byte {index.offsets.item(number):,} of {shard.path}"
-            raise ImageDecodeError(shard.files.name, self.index.key(number), f"{error}; {where}") from error
+        pixels = self._rows.decode(number, data)
         if self.transform is None:
             return pixels
         rng = row.generator() if isinstance(row, Draw) else self._process_generator()

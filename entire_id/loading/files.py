@@ -272,7 +272,7 @@ class RemoteFiles:
         if stop is not None and stop <= start:
             return b""
         cache = self._cache if self.content else None  # before that, nobody knows of which version the bytes are
-        key = f"{self.content}\0{path}\0{start}\0{stop}"
+        key = self._key(path, start, stop)
         data = cache.get(key) if cache else None
         if data is None:
             data = self._insist(lambda: self._place.fetch(path, start, stop), path, (start, stop))
@@ -287,7 +287,10 @@ class RemoteFiles:
     def forget(self, path: str, start: int = 0, stop: int | None = None) -> None:
         """See `Files.forget`."""
         if self._cache:
-            self._cache.forget(f"{self.content}\0{path}\0{start}\0{stop}")
+            self._cache.forget(self._key(path, start, stop))
+
+    def _key(self, path: str, start: int, stop: int | None) -> str:
+        return f"{self.content}\0{path}\0{start}\0{stop}"
 
     def close(self) -> None:
         """Connections belong to the process, not to one data set."""

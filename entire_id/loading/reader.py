@@ -8,8 +8,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from entire_id.errors import ImageDecodeError
-from entire_id.images import RgbImage, decode_rgb
+from entire_id.images import RgbImage
 from entire_id.loading.files import FetchOptions, open_files
 from entire_id.loading.index import fetch_manifest, open_index, read_meta_table
 from entire_id.loading.rows import RowReader
@@ -82,11 +81,7 @@ class CropReader:
             ManifestError, DownloadError: see `read`.
             ImageDecodeError: the image does not decode.
         """
-        data = self.read(row)
-        try:
-            return decode_rgb(data)
-        except OSError as error:
-            raise ImageDecodeError(self.folder, self._index.key(row), str(error)) from error
+        return self._rows.decode(row, self.read(row))
 
     def __getstate__(self) -> dict[str, object]:
         """Arrays travel once, in the index."""

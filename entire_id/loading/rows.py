@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
-from entire_id.errors import CorruptCropError
+from entire_id.errors import CorruptCropError, ImageDecodeError
+from entire_id.images import RgbImage, decode_rgb
 from entire_id.loading.index import THREADS, Sample, ShardFile, ShardIndex, broken, check_size, damage, sample_checksum
 
-__all__ = ["RowReader", "check_shard"]
+__all__ = ["RowReader", "check_shard", "corrupt_crop", "read_spans"]
 
 
 def check_shard(shard: ShardFile) -> None:
@@ -31,18 +32,42 @@ def check_shard(shard: ShardFile) -> None:
 
 
 def _is_there(shard: ShardFile, sample: Sample) -> bool:
-    return _checked_read(shard, sample.start, sample.stop, sample_checksum(shard, sample)) is not None
+    (data,) = read_spans(shard, [(sample.start, sample.stop)], [sample_checksum(shard, sample)])
+    return data is not None
 
 
-def _checked_read(shard: ShardFile, start: int, stop: int, xxh3: int) -> bytes | None:
-    """Return bytes, None if they are not those of the checksum; those from elsewhere are asked for twice."""
+def read_spans(
+    shard: ShardFile, spans: Sequence[tuple[int, int]], checksums: Sequence[int] | None = None
+) -> list[bytes | None]:
+    """Return the bytes of (start, stop) spans that lie close together, by one request.
+
+    Those that are not of their checksum are None; from elsewhere they are asked for twice, for they may be damaged on
+    their way.
+
+    Raises:
+        ManifestError: the shard cannot be read, or ends before the last span does.
+        DownloadError, RepositoryNotFoundError: it cannot be fetched.
+    """
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     for _ in range(1 if shard.files.is_local else 2):
         with damage(shard.files, shard.path):
-            data = shard.files.read(shard.path, start, stop)
-        if xxhash.xxh3_64_intdigest(data) == xxh3:
-            return data
-        shard.files.forget(shard.path, start, stop)
-    return None
+            data = shard.files.read(shard.path, first, last)
+        # Copies: a view of one crop would keep the bytes of them all.
+        found: list[bytes | None] = [data[start - first : stop - first] for start, stop in spans]
+        if checksums is None:
+            break
+        pairs = zip(found, checksums, strict=True)
+        found = [one if one is not None and xxhash.xxh3_64_intdigest(one) == xxh3 else None for one, xxh3 in pairs]
+        if None not in found:
+            break
+        shard.files.forget(shard.path, first, last)
+    return found
+
+
+def corrupt_crop(shard: ShardFile, key: str, place: int, offset: int) -> CorruptCropError:
+    """Return the error that says which crop is corrupt, by its number in its shard."""
+    folder = shard.files.name if shard.files.is_local else None
+    return CorruptCropError(f"{shard.files.name}/{shard.path}", key, place, offset, folder)
 
 
 class RowReader:
@@ -80,9 +105,9 @@ class RowReader:
         start = index.offsets.item(row)
         stop = start + index.lengths.item(row)
         if self._verify:
-            data = _checked_read(shard, start, stop, index.checksum(row))
+            (data,) = read_spans(shard, [(start, stop)], [index.checksum(row)])
             if data is None:
-                raise self.corrupt(row)
+                raise corrupt_crop(shard, index.key(row), index.places.item(row), start)
             return data
         try:
             return shard.files.read(shard.path, start, stop)
@@ -103,19 +128,25 @@ class RowReader:
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(self._try, rows))
 
+    def decode(self, row: int, data: bytes) -> RgbImage:
+        """Return the pixels of the image bytes of `row`, (height, width, 3) uint8 RGB.
+
+        Raises:
+            ImageDecodeError: they do not decode.
+        """
+        try:
+            return decode_rgb(data)
+        except OSError as error:
+            index = self.index
+            shard = index.shards[index.shard_numbers.item(row)]
+            where = f"row {index.places.item(row)}, at byte {index.offsets.item(row):,} of {shard.path}"
+            raise ImageDecodeError(shard.files.name, index.key(row), f"{error}; {where}") from error
+
     def _try(self, row: int) -> bytes | CorruptCropError:
         try:
             return self.read(row)
         except CorruptCropError as error:
             return error
-
-    def corrupt(self, row: int) -> CorruptCropError:
-        """Return the error that says which crop is corrupt, by its number in its shard."""
-        shard = self.index.shards[self.index.shard_numbers.item(row)]
-        folder = shard.files.name if shard.files.is_local else None
-        where = f"{shard.files.name}/{shard.path}"
-        place, offset = self.index.places.item(row), self.index.offsets.item(row)
-        return CorruptCropError(where, self.index.key(row), place, offset, folder)
 
     def _check(self, number: int) -> None:
         check_shard(self.index.shards[number])

@@ -11,13 +11,12 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from entire_id.errors import CorruptCropError
 from entire_id.loading.files import Files
-from entire_id.loading.index import ShardFile, damage, read_shard_meta
+from entire_id.loading.index import ShardFile, read_shard_meta
 from entire_id.loading.lanes import Unit, UnitLabels
-from entire_id.loading.rows import check_shard
+from entire_id.loading.rows import check_shard, corrupt_crop, read_spans
 from entire_id.loading.selection import Selection
 from entire_id.records import JUNK_PID
 from entire_id.shards.manifest import Manifest, Shard
@@ -168,25 +167,15 @@ class UnitReader:
         shard = self._rows[number]()
         if not self._verify:
             self._checks[number]()
-        offsets = shard.offsets[rows]
-        stops = offsets + shard.lengths[rows]
-        start, stop = int(offsets.min()), int(stops.max())
-        spans = list(zip((offsets - start).tolist(), (stops - start).tolist(), strict=True))
-        for _ in range(1 if self._files.is_local else 2):  # what was damaged on its way comes whole the second time
-            with damage(self._files, shard.file.path):
-                data = self._files.read(shard.file.path, start, stop)
-            # Copies: a view of one crop would keep the bytes of them all.
-            images = [data[begin:end] for begin, end in spans]
-            wrong = _wrong(images, shard.xxh3[rows].tolist()) if self._verify else []
-            if not wrong:
-                break
-            self._files.forget(shard.file.path, start, stop)
-        crops: list[Crop] = [*images]
-        if wrong:  # if it is another shard altogether, that is what to say
+        starts = shard.offsets[rows]
+        spans = list(zip(starts.tolist(), (starts + shard.lengths[rows]).tolist(), strict=True))
+        found = read_spans(shard.file, spans, shard.xxh3[rows].tolist() if self._verify else None)
+        if None in found:  # if it is another shard altogether, that is what to say
             self._checks[number]()
-        for place in wrong:
-            crops[place] = self._corrupt(number, int(rows[place]))
-        return crops
+        return [
+            corrupt_crop(shard.file, self.key(number, row), row, start) if crop is None else crop
+            for crop, row, (start, _) in zip(found, rows.tolist(), spans, strict=True)
+        ]
 
     def _read_rows(self, number: int) -> _ShardRows:
         index = read_shard_meta(self._files, self._manifest, self._shards[number])
@@ -204,18 +193,6 @@ class UnitReader:
     def _check(self, number: int) -> None:
         check_shard(self._rows[number]().file)
 
-    def _corrupt(self, number: int, row: int) -> CorruptCropError:
-        shard = self._rows[number]()
-        folder = self._files.name if self._files.is_local else None
-        where = f"{self._files.name}/{shard.file.path}"
-        return CorruptCropError(where, self.key(number, row), row, int(shard.offsets[row]), folder)
-
     def key(self, number: int, row: int) -> str:
         """Return the key of a row of a shard, for a message: keys are not kept, so its meta file is read again."""
         return read_shard_meta(self._files, self._manifest, self._shards[number]).key(row)
-
-
-def _wrong(images: Sequence[bytes], digests: Sequence[int]) -> list[int]:
-    """Return which crops are not those of their checksums."""
-    pairs = enumerate(zip(images, digests, strict=True))
-    return [place for place, (data, digest) in pairs if xxhash.xxh3_64_intdigest(data) != digest]
