@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from entire_id.loading.groups import (
 )
 from entire_id.loading.quotas import class_rows, draw_quota, num_quota_batches
 
-__all__ = ["PKSampler", "place_of_process"]
+__all__ = ["PKSampler", "check_state", "place_of_process"]
 
 
 class PKSampler:
@@ -169,13 +169,7 @@ class PKSampler:
             SamplingError: the state is not of such a sampler of the same rows, or of a place in the epoch that another
                 world size does not have.
         """
-        facts = self._facts()
-        missing = [name for name in ("epoch", "num_batches", "world_size", *facts) if name not in state]
-        if missing:
-            raise SamplingError(f"this is no state of a PKSampler: it has no {missing[0]!r}")
-        for name, value in facts.items():
-            if state[name] != value:
-                raise SamplingError(f"the state is of {name} {state[name]!r}, this sampler has {name} {value!r}")
+        check_state(state, "sampler", ("epoch", "num_batches", "world_size"), self._facts())
         self._start = self._step_after(state["num_batches"], state["world_size"])
         self.epoch, self._num_handed, self._ended = state["epoch"], 0, False
 
@@ -335,6 +329,26 @@ def _integers(name: str, values: npt.ArrayLike, num_rows: int | None = None) -> 
             f"{name} {column.max()} is above {np.iinfo(np.int64).max}, the greatest number there can be"
         )
     return column.astype(np.int32 if np.can_cast(column.dtype, np.int32) else np.int64)
+
+
+def check_state(state: Mapping[str, Any], kind: str, place: Sequence[str], facts: Mapping[str, Any]) -> None:
+    """Check that a state is of such a sampler or stream, and of the same rows.
+
+    Args:
+        state: what was loaded.
+        kind: `sampler` or `stream`.
+        place: names of what says where the epoch is.
+        facts: what must be the same.
+
+    Raises:
+        SamplingError: it is not.
+    """
+    missing = [name for name in (*place, *facts) if name not in state]
+    if missing:
+        raise SamplingError(f"this is no state of a PK{kind.capitalize()}: it has no {missing[0]!r}")
+    for name, value in facts.items():
+        if state[name] != value:
+            raise SamplingError(f"the state is of {name} {state[name]!r}, this {kind} has {name} {value!r}")
 
 
 def place_of_process(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from entire_id.loading.dataset import ReadOptions
 from entire_id.loading.files import open_files
 from entire_id.loading.index import fetch_manifest
 from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
-from entire_id.loading.sampler import place_of_process
+from entire_id.loading.sampler import check_state, place_of_process
 from entire_id.loading.selection import LabelMap, Selection, check_known
 from entire_id.loading.transforms import Transform
 from entire_id.loading.units import UnitReader
@@ -163,6 +163,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             raise SplitNotFoundError(self.name, split, self._manifest.splits)
         self.rank, self.world_size = place_of_process(rank, world_size)
         people = self._people()
+        self._row_groups = self._chosen_groups(people)
         numbering, pids = PART_OF_SPLIT[split], np.array(sorted(people), np.int64)
         if labels is None:
             labels = LabelMap(tuple(pids.tolist()), numbering)
@@ -192,14 +193,20 @@ class PKStream(IterableDataset[dict[str, Any]]):
         select, where = self._select, f"{self.name}: {self._split}"
         check_known(where, "continent", select.continents, [shard.continent for shard in self._shards])
         check_known(where, "person", select.pids, [pid for shard in self._shards for pid in shard.pids])
-        people = {pid for shard in self._shards if self._is_chosen(shard) for pid in shard.pids}
+        people = {pid for shard in self._shards if self._is_there(shard) for pid in shard.pids}
         return people if select.pids is None else people & set(select.pids)
 
-    def _is_chosen(self, shard: Shard) -> bool:
-        """Tell whether a shard can hold crops of the selection."""
-        select = self._select
-        is_there = select.continents is None or shard.continent in select.continents
-        return is_there and (select.pids is None or not set(select.pids).isdisjoint(shard.pids))
+    def _is_there(self, shard: Shard) -> bool:
+        """Tell whether a shard is of a continent of the selection."""
+        return self._select.continents is None or shard.continent in self._select.continents
+
+    def _chosen_groups(self, people: set[int]) -> list[tuple[int, ...]]:
+        """Return the row groups of each shard, none where it holds no crop of the selection."""
+
+        def is_chosen(shard: Shard) -> bool:
+            return self._is_there(shard) and (self._select.pids is None or not people.isdisjoint(shard.pids))
+
+        return [shard.row_groups if is_chosen(shard) else () for shard in self._shards]
 
     def _check(self, num_people: int) -> None:
         options = self._options
@@ -264,13 +271,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             SamplingError: the state is not of such a stream of the same content, or of a place in the epoch that this
                 number of ranks does not have.
         """
-        facts = self._facts()
-        missing = [name for name in ("epoch", "num_batches", "world_size", "lanes", *facts) if name not in state]
-        if missing:
-            raise SamplingError(f"this is no state of a PKStream: it has no {missing[0]!r}")
-        for name, value in facts.items():
-            if state[name] != value:
-                raise SamplingError(f"the state is of {name} {state[name]!r}, this stream has {name} {value!r}")
+        check_state(state, "stream", ("epoch", "num_batches", "world_size", "lanes"), self._facts())
         if self._options.lanes not in (None, state["lanes"]) and state["lanes"]:
             raise SamplingError(f"the state is of {state['lanes']} lanes, this stream has {self._options.lanes}")
         num_done, rest = divmod(state["num_batches"] * state["world_size"], self.world_size)
@@ -371,7 +372,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
         if num_lanes % num_readers:
             what = f"{self.world_size} ranks × {num_workers} workers do not divide {num_lanes} lanes"
             raise SamplingError(f"{what}; choose numbers that do")
-        units = draw_units([shard.row_groups if self._is_chosen(shard) else () for shard in self._shards], draw)
+        units = draw_units(self._row_groups, draw)
         if len(units) < num_lanes:
             what = f"{len(units)} units of {draw.unit_groups} row groups cannot feed {num_lanes} lanes"
             raise SamplingError(f"{what}; use fewer workers or lanes, or a smaller unit_groups")
