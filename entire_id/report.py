@@ -34,7 +34,7 @@ from entire_id.evaluation.ranked_lists import RankedList, choose_queries
 from entire_id.evaluation.scores import Scores
 from entire_id.loading.embed import model_of
 from entire_id.records import Progress, no_progress
-from entire_id.score import rank_features
+from entire_id.score import rank_features, read_query_gallery
 from entire_id.shards.manifest import read_manifest
 from entire_id.show import Cell, frame_crop, ranking_cells
 
@@ -215,7 +215,7 @@ def _ranked_rows(
     """Return the lists of all kinds; they are ranked at once."""
     progress("drawing the ranked lists", 0, 0)
     chosen = [query for numbers in queries.values() for query in numbers]
-    lists = rank_features(folder, model.features, model.scores, chosen, num_ranks)
+    lists = rank_features(read_query_gallery(folder, model.features), model.scores, chosen, num_ranks)
     precision = model.scores.average_precision[chosen].tolist()
     rows = iter([RankedRow(*row) for row in zip(precision, lists, ranking_cells(folder, lists), strict=True)])
     return {kind: list(islice(rows, len(numbers))) for kind, numbers in queries.items()}

@@ -199,35 +199,28 @@ def _watched(
         yield first, block
 
 
-def rank_features(
-    folder: str | Path, features: str | Path, scores: Scores, queries: Sequence[int], num_ranks: int = 10
-) -> list[RankedList]:
+def rank_features(crops: QueryGallery, scores: Scores, queries: Sequence[int], num_ranks: int = 10) -> list[RankedList]:
     """Return the ranked lists of some queries, by the protocol and the rule for ties of their scores.
 
     They are computed anew for these queries alone, so crops whose scores differ in the last bit may stand otherwise
     than in the scores.
 
     Args:
-        folder: a packed data set.
-        features: folder that `embed` wrote.
-        scores: what `score_features` gave for these features.
+        crops: stored features.
+        scores: what `score` gave for them.
         queries: numbers of the queries in the scores.
         num_ranks: gallery crops in a list at most.
 
     Returns:
         Of each query its list, whose `query` is the row of its crop in the split: of pooled crops, the first.
-
-    Raises:
-        DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError, CamerasFileError: see `read_features`.
     """
     if not len(queries):
         return []
-    query, gallery = read_features(folder, "query", features), read_features(folder, "gallery", features)
-    chosen = np.asarray(queries, np.int64)
-    values, crops = query.values, np.arange(len(query.values))
+    query, chosen = crops.query, np.asarray(queries, np.int64)
+    values, rows = query.values, np.arange(len(query.values))
     if scores.protocol.pool_queries:
-        values, crops = pool_features(values, query.pids.astype(np.int64), query.camids.astype(np.int64))
+        values, rows = pool_features(values, query.pids.astype(np.int64), query.camids.astype(np.int64))
     labels = scores.labels.of_queries(chosen)
-    blocks = score_blocks(values[chosen], gallery.values)
+    blocks = score_blocks(values[chosen], crops.gallery.values)
     lists = rank_blocks(blocks, labels, scores.protocol, num_ranks=num_ranks, tie=scores.tie)
-    return [replace(one, query=int(crops[chosen[one.query]])) for one in lists]
+    return [replace(one, query=int(rows[chosen[one.query]])) for one in lists]

@@ -14,7 +14,7 @@ from entire_id.evaluation.ranked_lists import RankedList
 from entire_id.images import RgbImage
 from entire_id.loading.reader import CropReader
 from entire_id.records import JUNK_PID, PART_OF_SPLIT, Person
-from entire_id.score import rank_features, score_features
+from entire_id.score import rank_features, read_query_gallery, score
 
 __all__ = ["Cell", "draw_people", "draw_ranking", "frame_crop", "ranking_cells"]
 
@@ -99,12 +99,13 @@ def draw_ranking(folder: Path, features: Path, num_queries: int = 8, num_ranks: 
         ManifestError: the data set is damaged.
         ImageDecodeError: an image does not decode.
     """
-    scores = score_features(folder, features)
+    crops = read_query_gallery(folder, features)
+    scores = score(crops)
     precision = scores.average_precision
     scored = np.flatnonzero(~np.isnan(precision))
     best_first = scored[np.argsort(-precision[scored], kind="stable")]
     places = np.linspace(0, len(best_first) - 1, min(num_queries, len(best_first))).round().astype(np.int64)
-    lists = rank_features(folder, features, scores, best_first[places].tolist(), num_ranks)
+    lists = rank_features(crops, scores, best_first[places].tolist(), num_ranks)
     return _draw_grid(ranking_cells(folder, lists))
 
 

@@ -228,7 +228,7 @@ def test_other_protocols_have_their_page(made, protocol) -> None:
         assert row.cells[0].person != "test/99"
         rights = [cell.person == row.cells[0].person for cell in row.cells[1:]]
         assert rights == row.ranking.is_right.tolist()
-    assert rank_features(made / "entire-id", made / "first", scores, []) == []
+    assert rank_features(read_query_gallery(made / "entire-id", made / "first"), scores, []) == []
 
 
 def test_hundreds_of_cameras_make_no_tables_and_a_sentence(tmp_path) -> None:
