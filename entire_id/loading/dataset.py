@@ -20,7 +20,7 @@ from entire_id.loading.groups import count_values
 from entire_id.loading.index import ShardIndex, open_index
 from entire_id.loading.rows import RowReader
 from entire_id.loading.selection import LabelMap, Selection
-from entire_id.loading.transforms import Transform
+from entire_id.loading.transforms import Transform, crop_generator
 from entire_id.records import JUNK_PID, PART_OF_SPLIT
 
 __all__ = ["CropDataset", "Draw", "ReadOptions"]
@@ -78,7 +78,7 @@ class Draw(int):
 
     def generator(self) -> np.random.Generator:
         """Return a generator that depends on the seed alone."""
-        return np.random.default_rng(self.seed)
+        return crop_generator(self.seed)
 
 
 class CropDataset:

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.loading.groups import Groups, Numbers, cut_groups, draw_batches, group_pids
+from entire_id.loading.transforms import crop_generator
 
 __all__ = ["Drawn", "EpochDraw", "Lane", "Unit", "UnitLabels", "deal_units", "draw_units", "even_pool_rows"]
 
-_UNITS, _GROUPS, _BATCHES, _IMAGES = range(1, 5)  # what chance is used for: each has a generator of its own
+_UNITS, _GROUPS, _BATCHES = range(1, 4)  # what chance is used for: each has a generator of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class EpochDraw:
 
     def image_generator(self, lane: int, batch: int, place: int) -> np.random.Generator:
         """Return the generator that a transform draws from, for the crop at a place of a batch of a lane."""
-        return self.generator(_IMAGES, lane, batch, place)
+        return crop_generator((self.seed, self.epoch, lane, batch, place))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,7 +30,7 @@ from entire_id.loading.index import fetch_manifest
 from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
 from entire_id.loading.sampler import check_state, place_of_process
 from entire_id.loading.selection import LabelMap, Selection, check_known
-from entire_id.loading.transforms import Transform
+from entire_id.loading.transforms import Transform, stacked
 from entire_id.loading.units import UnitReader
 from entire_id.loading.waiting import Batch, Epoch
 from entire_id.records import PART_OF_SPLIT
@@ -391,36 +391,35 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
     def _made(self, batch: Batch, epoch: Epoch) -> dict[str, Any]:
         """Return a batch with its images decoded; corrupt ones are replaced, if they are to be skipped."""
-        images = [self._image(batch, place, epoch) for place in range(len(batch.crops))]
+        bad: dict[int, EntireIdError] = {}
+        images = self._images(batch, epoch, bad)
         columns, is_padded = batch.columns, batch.is_padded
-        bad = [place for place, image in enumerate(images) if isinstance(image, EntireIdError)]
         if bad:
-            kept, source = self._replaced(images, epoch.draw.k)
-            images = [images[place] for place in source.tolist()]
+            kept, source = _replaced(bad, len(batch.crops), epoch.draw.k)
+            shown = (source - np.searchsorted(sorted(bad), source)).tolist()
+            images = images[shown] if isinstance(images, np.ndarray) else [images[place] for place in shown]
             columns = columns[:, source]
-            is_padded = (is_padded | np.isin(np.arange(len(is_padded)), bad))[kept]
+            is_padded = (is_padded | np.isin(np.arange(len(is_padded)), list(bad)))[kept]
+        if isinstance(images, list) and self._transform and isinstance(images[0], torch.Tensor):
+            images = torch.stack(images)
         pid, camid, row, _ = columns.copy()
         label = self.label_map.labels_of(pid)
-        return {"image": _stacked(images), "label": label, "pid": pid, "camid": camid, "row": row, "padded": is_padded}
+        return {"image": images, "label": label, "pid": pid, "camid": camid, "row": row, "padded": is_padded}
 
-    def _replaced(self, images: list[Any], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return which places of a batch are kept, and whose image each of them shows.
+    def _images(self, batch: Batch, epoch: Epoch, bad: dict[int, EntireIdError]) -> Any:  # noqa: ANN401
+        """Return the images of a batch but for corrupt ones, whose errors are put down in `bad` by their places."""
 
-        A corrupt crop gives its place to the next one of its group; a group of nothing else goes.
-        """
-        kept, source = [], []
-        for start in range(0, len(images), k):
-            group = range(start, min(start + k, len(images)))
-            good = [place for place in group if not isinstance(images[place], EntireIdError)]
-            for place in group:
-                if isinstance(images[place], EntireIdError):
-                    warnings.warn(f"left out: {images[place]}", RuntimeWarning, stacklevel=2)
-                if good:
-                    kept.append(place)
-                    source.append(place if place in good else good[place % len(good)])
-        if not kept:
-            raise images[0]
-        return np.array(kept), np.array(source)
+        def good() -> Iterator[Any]:
+            for place in range(len(batch.crops)):
+                image = self._image(batch, place, epoch)
+                if isinstance(image, EntireIdError):
+                    bad[place] = image
+                else:
+                    yield image
+            if len(bad) == len(batch.crops):
+                raise bad[0]
+
+        return stacked(good(), len(batch.crops)) if self._transform else list(good())
 
     def _image(self, batch: Batch, place: int, epoch: Epoch) -> Any:  # noqa: ANN401 what the transform returns
         """Return the image of a crop, or the error if it is corrupt and to be skipped."""
@@ -456,11 +455,21 @@ def _place_of_worker() -> tuple[int, int, int]:
     return (worker.id, worker.num_workers, worker.seed - worker.id) if worker else (0, 0, 0)
 
 
-def _stacked(images: list[Any]) -> Any:  # noqa: ANN401 an array, a tensor or a list
-    """Return images of one shape as one array or tensor."""
-    first = images[0]
-    if isinstance(first, torch.Tensor):
-        return torch.stack(images)
-    if isinstance(first, np.ndarray) and all(image.shape == first.shape for image in images):
-        return np.stack(images)
-    return images
+def _replaced(
+    bad: Mapping[int, EntireIdError], num_crops: int, k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return which places of a batch are kept, and whose image each of them shows.
+
+    A corrupt crop gives its place to the next one of its group; a group of nothing else goes.
+    """
+    kept, source = [], []
+    for start in range(0, num_crops, k):
+        group = range(start, min(start + k, num_crops))
+        good = [place for place in group if place not in bad]
+        for place in group:
+            if place in bad:
+                warnings.warn(f"left out: {bad[place]}", RuntimeWarning, stacklevel=2)
+            if good:
+                kept.append(place)
+                source.append(good[place % len(good)] if place in bad else place)
+    return np.array(kept), np.array(source)

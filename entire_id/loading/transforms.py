@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
+from numpy.random.bit_generator import ISeedSequence
 from PIL import Image
 
 from entire_id.images import RgbImage
@@ -28,12 +30,14 @@ __all__ = [
     "Output",
     "TrainTransform",
     "Transform",
+    "crop_generator",
     "erase",
     "flip",
     "normalise",
     "on_pil",
     "pad_crop",
     "resize",
+    "stacked",
 ]
 
 Transform = Callable[[RgbImage, np.random.Generator], npt.NDArray[Any]]
@@ -328,3 +332,53 @@ def on_pil(transform: Callable[[Image.Image], Any]) -> Transform:
         (2, 3, 3)
     """
     return _OnPil(transform)
+
+
+class _Words(ISeedSequence):
+    """The words that a bit generator starts from."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: npt.NDArray[np.uint64]) -> None:
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[np.uint64]:  # noqa: ARG002
+        return self.words[:n_words]
+
+
+def crop_generator(numbers: tuple[int, ...]) -> np.random.Generator:
+    """Return the generator of one crop, which depends on `numbers` alone.
+
+    PCG64, as numpy's `default_rng` gives, whose 256 bits of state are XXH3-128 of the numbers under two seeds: a fourth
+    of the time that numpy takes to spread them, and there is one for every crop.
+
+    >>> crop_generator((0, 3, 12, 5)).random() == crop_generator((0, 3, 12, 5)).random()
+    True
+    """
+    data = " ".join(map(str, numbers)).encode()
+    words = xxhash.xxh3_128_digest(data, 0) + xxhash.xxh3_128_digest(data, 1)
+    return np.random.Generator(np.random.PCG64(_Words(np.frombuffer(words, "<u8"))))  # type: ignore[arg-type]
+
+
+def stacked(images: Iterable[Any], num_images: int) -> Any:  # noqa: ANN401 an array or a list
+    """Return the images as one array (n, …) if they are arrays of one shape and type, else as a list of n.
+
+    Each is copied as it comes and may go at once, so that its memory serves the next one while the caches hold it:
+    keeping all, then stacking, takes a tenth more time than decoding and resizing do.
+
+    Args:
+        images: at least one.
+        num_images: how many there are at most.
+    """
+    rest = iter(images)
+    first = next(rest)
+    if not isinstance(first, np.ndarray):
+        return [first, *rest]
+    batch = np.empty((num_images, *first.shape), first.dtype)
+    batch[0], num_stacked = first, 1
+    for image in rest:
+        if not isinstance(image, np.ndarray) or (image.shape, image.dtype) != (first.shape, first.dtype):
+            return [*(each.copy() for each in batch[:num_stacked]), image, *rest]
+        batch[num_stacked] = image
+        num_stacked += 1
+    return batch[:num_stacked]

@@ -15,12 +15,14 @@ from entire_id.loading.transforms import (
     IMAGENET_STD,
     EvalTransform,
     TrainTransform,
+    crop_generator,
     erase,
     flip,
     normalise,
     on_pil,
     pad_crop,
     resize,
+    stacked,
 )
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -279,3 +281,45 @@ def test_tensors_come_back_as_the_array_that_they_hold() -> None:
     tensor = torch.arange(6.0).reshape(1, 2, 3)
     found = on_pil(lambda image: tensor)(crop(2, 3), np.random.default_rng(0))
     assert np.shares_memory(found, tensor.numpy())
+
+
+# --- one generator a crop, one array a batch --------------------------------------------------------------------------
+
+
+def test_the_generator_of_a_crop_follows_from_its_numbers_whatever_their_type() -> None:
+    drawn = crop_generator((1, 22, 3)).random(8)
+    np.testing.assert_array_equal(crop_generator((np.int64(1), np.uint8(22), 3)).random(8), drawn)
+    for others in ((12, 2, 3), (1, 2, 23), (1, 22, 3, 0), (1, 22, 4)):
+        assert not np.isin(crop_generator(others).random(8), drawn).any(), others
+
+
+def test_generators_of_neighbouring_crops_are_independent() -> None:
+    drawn = np.array([crop_generator((0, epoch, place)).random(2) for epoch in range(40) for place in range(100)])
+    assert np.abs(np.histogram(drawn[:, 0], 10, (0, 1))[0] - 400).max() < 100  # five deviations
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.08
+    assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.08
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["u1", "f4"])), min_size=1, max_size=5), st.integers(0, 2))
+def test_images_of_one_shape_and_type_are_stacked_and_others_listed(kinds: list[tuple[int, str]], more: int) -> None:
+    images = [np.full((rows, 2), place, kind) for place, (rows, kind) in enumerate(kinds)]
+    found = stacked((image.copy() for image in images), len(images) + more)
+    assert isinstance(found, np.ndarray) == (len(set(kinds)) == 1)
+    assert len(found) == len(images)
+    for image, each in zip(images, found, strict=True):
+        np.testing.assert_array_equal(each, image, strict=True)
+
+
+def test_an_image_may_be_overwritten_once_the_next_one_is_made() -> None:
+    buffer = np.zeros((2, 2), np.uint8)
+
+    def overwritten():
+        for number in range(3):
+            buffer[:] = number
+            yield buffer
+
+    assert stacked(overwritten(), 3)[:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_what_is_no_array_is_listed() -> None:
+    assert stacked(iter(["a", "b"]), 2) == ["a", "b"]
