@@ -354,7 +354,8 @@ class FolderPlace:
         try:
             self._opened.folder.connect()
         except (OSError, ValueError) as error:
-            raise DatasetNotFoundError(self.name, str(error)) from error
+            why = getattr(error, "strerror", None) or str(error)
+            raise DatasetNotFoundError(self.name, why, "Look at the URL, and whether the other end answers") from error
 
     def __reduce__(self) -> tuple[type[FolderPlace], tuple[str]]:
         return FolderPlace, (self._url,)

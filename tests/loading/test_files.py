@@ -333,8 +333,11 @@ def test_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_files("none")
     with pytest.raises(DatasetNotFoundError, match="no such folder, and no repository name"):
         open_files("/a/b/c")
-    with pytest.raises(DatasetNotFoundError, match="nope"):
+    with pytest.raises(DatasetNotFoundError, match=r"nobody knows nope:// URLs; known are https://, .*s3://") as told:
         open_files("nope://bucket/set")
+    assert "entire-id pack" not in str(told.value)
+    with pytest.raises(DatasetNotFoundError, match="whether the other end answers"):
+        open_files("ftp://127.0.0.1:1/set")
     with pytest.raises(MissingExtraError, match="paramiko"):
         open_files("sftp://host/set")
 
