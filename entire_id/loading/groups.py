@@ -27,6 +27,7 @@ __all__ = [
     "Pool",
     "arrange",
     "batch_sizes",
+    "check_at_least",
     "count_values",
     "cut_groups",
     "draw_batches",
@@ -80,6 +81,17 @@ class Batches:
 
     def __getitem__(self, number: int) -> Numbers:
         return self.groups[self.offsets[number] : self.offsets[number + 1]]
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Check numbers that were given, by name.
+
+    Raises:
+        SamplingError: one of them is below `least`.
+    """
+    for name, value in values.items():
+        if value < least:
+            raise SamplingError(f"{name} {value!r} is not at least {least}")
 
 
 def count_values(values: Integers) -> tuple[Integers, Numbers]:
@@ -173,8 +185,7 @@ def arrange(pids: Integers, p: int, rng: np.random.Generator, num_batches: int |
     Raises:
         SamplingError: p is below 1, or there are fewer groups than batches asked for.
     """
-    if p < 1:
-        raise SamplingError(f"p {p!r} is not at least 1")
+    check_at_least(1, p=p)
     person, num_people = _dense(pids)
     sizes = batch_sizes(np.bincount(person), p, num_batches)
     rank = rng.permutation(num_people)[person].astype(np.min_scalar_type(num_people))  # 16 bits: a radix sort
@@ -196,8 +207,7 @@ def batch_sizes(held: Integers, p: int, num_batches: int | None = None) -> Numbe
     Raises:
         SamplingError: p is below 1, or there are fewer groups than batches asked for.
     """
-    if p < 1:
-        raise SamplingError(f"p {p!r} is not at least 1")
+    check_at_least(1, p=p)
     num_groups, most = int(held.sum()), int(held.max(initial=0))
     num_full, num_left = divmod(num_groups, p)
     least = num_full + (num_left > 0)
@@ -232,8 +242,7 @@ class Pool:
         Raises:
             SamplingError: p is below 1.
         """
-        if p < 1:
-            raise SamplingError(f"p {p!r} is not at least 1")
+        check_at_least(1, p=p)
         self.p = p
         self._rng = rng
         self._pids = np.empty(0, np.int64)
@@ -334,8 +343,7 @@ def draw_batches(
 
 
 def _check_rows(pids: Integers, k: int, **columns: Integers | None) -> None:
-    if k < 1:
-        raise SamplingError(f"k {k!r} is not at least 1")
+    check_at_least(1, k=k)
     for name, column in columns.items():
         if column is not None and column.shape != pids.shape:
             raise SamplingError(f"{name} has shape {column.shape}, pids has {pids.shape}; every row needs one of each")

@@ -21,6 +21,7 @@ from entire_id.loading.groups import (
     Pool,
     arrange,
     batch_sizes,
+    check_at_least,
     count_values,
     cut_groups,
     num_full_batches,
@@ -100,9 +101,8 @@ class PKSampler:
         self._pids = _integers("pids", pids)
         self._camids = None if camids is None else _integers("camids", camids, len(self._pids))
         self._seqs = None if seqs is None else _integers("seqs", seqs, len(self._pids))
-        for name, value, least in (("p", p, 1), ("k", k, 1), ("seed", seed, 0)):
-            if value < least:
-                raise SamplingError(f"{name} {value!r} is not at least {least}")
+        check_at_least(1, p=p, k=k)
+        check_at_least(0, seed=seed)
         self._p, self._k, self._seed, self._drop_last = p, k, seed, drop_last
         self._quotas = dict(quotas or {})
         self.rank, self.world_size = place_of_process(rank, world_size)
@@ -137,8 +137,7 @@ class PKSampler:
 
         A resumed epoch goes on where it was if `epoch` is the same; else it is drawn whole.
         """
-        if epoch < 0:
-            raise SamplingError(f"epoch {epoch!r} is below 0")
+        check_at_least(0, epoch=epoch)
         if epoch != self.epoch or self._ended:
             self._start = 0
         self.epoch, self._num_handed, self._ended = epoch, 0, False

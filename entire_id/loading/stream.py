@@ -26,6 +26,7 @@ from entire_id.errors import (
 from entire_id.images import RgbImage, decode_rgb
 from entire_id.loading.dataset import ReadOptions
 from entire_id.loading.files import open_files
+from entire_id.loading.groups import check_at_least
 from entire_id.loading.index import fetch_manifest
 from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
 from entire_id.loading.sampler import check_state, place_of_process
@@ -210,17 +211,10 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
     def _check(self, num_people: int) -> None:
         options = self._options
-        for name, value in (
-            ("p", self._p),
-            ("k", self._k),
-            ("pool_rows", options.pool_rows),
-            ("unit_groups", options.unit_groups),
-            ("lanes", 1 if options.lanes is None else options.lanes),
-        ):
-            if value < 1:
-                raise SamplingError(f"{name} {value!r} is not at least 1")
-        if self._seed < 0 or options.prefetch_units < 0:
-            raise SamplingError(f"seed {self._seed!r} and prefetch_units {options.prefetch_units!r} are not at least 0")
+        lanes = 1 if options.lanes is None else options.lanes
+        sizes = {"pool_rows": options.pool_rows, "unit_groups": options.unit_groups, "lanes": lanes}
+        check_at_least(1, p=self._p, k=self._k, **sizes)
+        check_at_least(0, seed=self._seed, prefetch_units=options.prefetch_units)
         if num_people < self._p and not options.uniform:
             raise SamplingError(f"{num_people} identities cannot fill a batch of p {self._p}")
 
@@ -231,8 +225,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
         A resumed epoch goes on where it was if `epoch` is the same; else it is drawn whole.
         """
-        if epoch < 0:
-            raise SamplingError(f"epoch {epoch!r} is below 0")
+        check_at_least(0, epoch=epoch)
         if epoch != self._shared[_EPOCH]:
             self._shared[_SKIP] = 0
         self._shared[_EPOCH] = epoch
@@ -256,8 +249,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             )
         num_handed = int(self._iterating()[:, _HANDED].sum())
         num_done = num_handed if num_batches is None else num_batches
-        if num_done < 0:
-            raise SamplingError(f"num_batches {num_batches!r} is below 0")
+        check_at_least(0, num_batches=num_done)
         if num_handed and num_done > num_handed:
             raise SamplingError(f"num_batches {num_batches!r} is above {num_handed}, the batches that were handed out")
         epoch, skip, _, lanes, _ = self._shared.tolist()

@@ -432,5 +432,5 @@ def test_what_cannot_be_drawn(options, said):
 
 
 def test_an_epoch_below_0():
-    with pytest.raises(SamplingError, match="epoch -1 is below 0"):
+    with pytest.raises(SamplingError, match="epoch -1 is not at least 0"):
         PKSampler([0, 1], 1, 1).set_epoch(-1)

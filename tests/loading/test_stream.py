@@ -231,8 +231,14 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
         PKStream(folder, "train")
     with pytest.raises(SamplingError, match="60 identities cannot fill a batch of p 61"):
         PKStream(folder, "gallery", p=61)
-    with pytest.raises(SamplingError, match="k 0 is not at least 1"):
-        PKStream(folder, "gallery", p=4, k=0)
+    for options, match in (
+        ({"k": 0}, "k 0 is not at least 1"),
+        ({"seed": -1}, "^seed -1 is not at least 0$"),
+        ({"options": StreamOptions(prefetch_units=-1)}, "^prefetch_units -1 is not at least 0$"),
+        ({"options": StreamOptions(lanes=0)}, "lanes 0 is not at least 1"),
+    ):
+        with pytest.raises(SamplingError, match=match):
+            PKStream(folder, "gallery", **{"p": 4} | options)
     for labels, match in (
         (LabelMap((0, 1), "test"), "have no label"),
         (LabelMap((), "test"), "have no label"),
@@ -333,7 +339,7 @@ def test_a_place_can_be_told_before_the_first_batch(folder: Path) -> None:
     assert len(done) == state["num_batches"] == 5
     stream.set_epoch(1)
     assert (stream.state_dict()["epoch"], stream.state_dict()["num_batches"]) == (1, 0)
-    with pytest.raises(SamplingError, match="num_batches -1 is below 0"):
+    with pytest.raises(SamplingError, match="num_batches -1 is not at least 0"):
         stream.state_dict(-1)
 
 
