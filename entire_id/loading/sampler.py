@@ -28,7 +28,7 @@ from entire_id.loading.groups import (
 )
 from entire_id.loading.quotas import class_rows, draw_quota, num_quota_batches
 
-__all__ = ["PKSampler", "check_state", "place_of_process"]
+__all__ = ["PKSampler", "check_people", "check_state", "place_of_process"]
 
 
 class PKSampler:
@@ -109,8 +109,7 @@ class PKSampler:
         classed = classes is not None or quotas is not None
         self._parts = class_rows(self._pids, classes, quotas, p) if classed else []
         self._held = [_num_groups(pids, k) for pids in ([self._pids[part] for part in self._parts] or [self._pids])]
-        if (num_people := sum(map(len, self._held))) < p:
-            raise SamplingError(f"{num_people} identities (pids of 0 or more) cannot fill a batch of p {p}")
+        check_people(sum(map(len, self._held)), p, "(pids of 0 or more)")
         self._steps = self._plan(self.world_size)
         num_shown = p * max(self._steps.num_batches, self._steps.num_whole * self.world_size)
         self.num_repeated_groups = num_shown - sum(int(held.sum()) for held in self._held) if classed else 0
@@ -328,6 +327,24 @@ def _integers(name: str, values: npt.ArrayLike, num_rows: int | None = None) -> 
             f"{name} {column.max()} is above {np.iinfo(np.int64).max}, the greatest number there can be"
         )
     return column.astype(np.int32 if np.can_cast(column.dtype, np.int32) else np.int64)
+
+
+def check_people(num_people: int, p: int, which: str) -> None:
+    """Check that there are enough identities for a batch.
+
+    Args:
+        num_people: identities with a crop at least.
+        p: identities in a batch.
+        which: identities, for a message.
+
+    Raises:
+        SamplingError: there are not.
+    """
+    if num_people < p:
+        cure = "Take another split or selection"
+        if num_people:
+            cure += f", or p {num_people} or less; k may stay: whoever has fewer crops shows some of them again"
+        raise SamplingError(f"{num_people} identities {which} cannot fill a batch of p {p}. {cure}")
 
 
 def check_state(state: Mapping[str, Any], kind: str, place: Sequence[str], facts: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from entire_id.loading.files import open_files
 from entire_id.loading.groups import check_at_least
 from entire_id.loading.index import fetch_manifest
 from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
-from entire_id.loading.sampler import check_state, place_of_process
+from entire_id.loading.sampler import check_people, check_state, place_of_process
 from entire_id.loading.selection import LabelMap, Selection, check_known
 from entire_id.loading.transforms import Transform
 from entire_id.loading.units import UnitReader
@@ -215,8 +215,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
         sizes = {"pool_rows": options.pool_rows, "unit_groups": options.unit_groups, "lanes": lanes}
         check_at_least(1, p=self._p, k=self._k, **sizes)
         check_at_least(0, seed=self._seed, prefetch_units=options.prefetch_units)
-        if num_people < self._p and not options.uniform:
-            raise SamplingError(f"{num_people} identities cannot fill a batch of p {self._p}")
+        if not options.uniform:
+            check_people(num_people, self._p, f"of {self._split!r} in the selection")
 
     # --- where it is ---
 

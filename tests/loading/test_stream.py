@@ -229,8 +229,10 @@ def test_a_selection_leaves_out_the_rest(folder: Path) -> None:
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(SplitNotFoundError):
         PKStream(folder, "train")
-    with pytest.raises(SamplingError, match="60 identities cannot fill a batch of p 61"):
+    with pytest.raises(SamplingError, match="60 identities of 'gallery' .* batch of p 61. .* p 60 or less"):
         PKStream(folder, "gallery", p=61)
+    with pytest.raises(SamplingError, match="2 identities of 'gallery' in the selection .* p 2 or less"):
+        PKStream(folder, "gallery", p=3, select=Selection(pids=[3, 5]))
     for options, match in (
         ({"k": 0}, "k 0 is not at least 1"),
         ({"seed": -1}, "^seed -1 is not at least 0$"),
