@@ -147,7 +147,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
             ManifestError: its manifest is damaged.
             DownloadError: it cannot be fetched.
             SelectionError: nobody is left, or `labels` do not know somebody, or number people otherwise.
-            SamplingError: p, k, seed or an option is out of its range, or there are fewer than p identities.
+            SamplingError: p, k, seed or an option is out of its range, there are fewer than p identities, or so few row
+                groups that lanes stay empty, or the ranks do not divide the lanes. Workers are counted when they begin.
             ValueError: a transform of bytes.
         """
         super().__init__()
@@ -171,6 +172,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
         self.label_map = labels.checked(self.name, numbering, pids)
         self._p, self._k, self._seed = p, k, seed
         self._check(len(people))
+        # Here, not in the workers, whose errors hide in a traceback: as far as it can be told before there are any.
+        self._check_lanes(self._options.lanes or self.world_size, self.world_size)
         # Seen by workers that live longer than an epoch, too.
         self._shared = torch.zeros(5, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers = torch.zeros((_MOST_WORKERS, 3), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -218,6 +221,21 @@ class PKStream(IterableDataset[dict[str, Any]]):
         if not options.uniform:
             check_people(num_people, self._p, f"of {self._split!r} in the selection")
 
+    def _check_lanes(self, num_lanes: int, num_readers: int) -> None:
+        """Check that lanes can be dealt to their readers, of which each rank has one at least, and fed.
+
+        Raises:
+            SamplingError: they cannot.
+        """
+        if num_lanes % num_readers:
+            what = f"{self.world_size} ranks × {num_readers // self.world_size} workers do not divide {num_lanes} lanes"
+            raise SamplingError(f"{what}; choose numbers that do")
+        unit_groups = self._options.unit_groups
+        num_units = sum(-(-len(row_groups) // unit_groups) for row_groups in self._row_groups)
+        if num_units < num_lanes:
+            what = f"{num_units} units of {unit_groups} row groups cannot feed {num_lanes} lanes"
+            raise SamplingError(f"{what}; use fewer ranks, workers or lanes, or a smaller unit_groups")
+
     # --- where it is ---
 
     def set_epoch(self, epoch: int) -> None:
@@ -260,12 +278,13 @@ class PKStream(IterableDataset[dict[str, Any]]):
         """Go on where `state` was taken. Another number of ranks or workers will do, if the lanes can be dealt to them.
 
         Raises:
-            SamplingError: the state is not of such a stream of the same content, or of a place in the epoch that this
-                number of ranks does not have.
+            SamplingError: the state is not of such a stream of the same content, of lanes that cannot be dealt to these
+                ranks, or of a place in the epoch that this number of ranks does not have.
         """
         check_state(state, "stream", ("epoch", "num_batches", "world_size", "lanes"), self._facts())
         if self._options.lanes not in (None, state["lanes"]) and state["lanes"]:
             raise SamplingError(f"the state is of {state['lanes']} lanes, this stream has {self._options.lanes}")
+        self._check_lanes(state["lanes"] or self.world_size, self.world_size)
         num_done, rest = divmod(state["num_batches"] * state["world_size"], self.world_size)
         if rest:
             what = f"{state['num_batches']} batches on each of {state['world_size']} ranks"
@@ -361,14 +380,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
         """Return the units of each lane."""
         num_readers = self.world_size * num_workers
         num_lanes = self._options.lanes or int(self._shared[_FIXED_LANES]) or num_readers
-        if num_lanes % num_readers:
-            what = f"{self.world_size} ranks × {num_workers} workers do not divide {num_lanes} lanes"
-            raise SamplingError(f"{what}; choose numbers that do")
-        units = draw_units(self._row_groups, draw)
-        if len(units) < num_lanes:
-            what = f"{len(units)} units of {draw.unit_groups} row groups cannot feed {num_lanes} lanes"
-            raise SamplingError(f"{what}; use fewer workers or lanes, or a smaller unit_groups")
-        return deal_units(units, num_lanes)
+        self._check_lanes(num_lanes, num_readers)
+        return deal_units(draw_units(self._row_groups, draw), num_lanes)
 
     def _batches(self, epoch: Epoch, own: Sequence[int], num_done: int) -> Iterator[dict[str, Any]]:
         """Yield the batches of some lanes, which take turns, but for the first `num_done`."""

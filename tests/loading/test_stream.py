@@ -248,12 +248,30 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
     ):
         with pytest.raises(SelectionError, match=match):
             PKStream(folder, "gallery", p=4, labels=labels)
-    with pytest.raises(SamplingError, match="do not divide 4 lanes"):
-        next(iter(stream_of(folder, rank=0, world_size=3)))
-    with pytest.raises(SamplingError, match="cannot feed 500 lanes"):
-        next(iter(stream_of(folder, mixing={"lanes": 500})))
     with pytest.raises(ValueError, match="takes pixels"):
         stream_of(folder, transform=noisy)
+
+
+def test_lanes_that_cannot_be_are_refused_before_there_are_workers(folder: Path) -> None:
+    with pytest.raises(SamplingError, match="3 ranks × 1 workers do not divide 4 lanes"):
+        stream_of(folder, rank=0, world_size=3)
+    with pytest.raises(SamplingError, match="units of 1 row groups cannot feed 500 lanes"):
+        stream_of(folder, mixing={"lanes": 500})
+    with pytest.raises(SamplingError, match="units of 1 row groups cannot feed 500 lanes"):
+        stream_of(folder, rank=0, world_size=500, mixing={"lanes": None})
+    with pytest.raises(SamplingError, match="units of 99 row groups cannot feed 8 lanes"):
+        stream_of(folder, select=Selection(pids=range(20)), mixing={"unit_groups": 99, "lanes": 8})
+    stream = stream_of(folder, mixing={"lanes": None})
+    next(iter(stream))
+    later = stream_of(folder, rank=0, world_size=2, mixing={"lanes": None})
+    with pytest.raises(SamplingError, match="2 ranks × 1 workers do not divide 1 lanes"):
+        later.load_state_dict(stream.state_dict(0))
+
+
+def test_workers_that_do_not_divide_the_lanes_are_refused_when_they_begin(folder: Path) -> None:
+    loader = DataLoader(stream_of(folder), batch_size=None, num_workers=3)
+    with pytest.raises(SamplingError, match="1 ranks × 3 workers do not divide 4 lanes"):
+        next(iter(loader))
 
 
 def test_a_state_of_another_stream_is_refused(folder: Path) -> None:
