@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import SamplingError
-from entire_id.loading.groups import Integers, Numbers, arrange, batch_sizes, cut_groups
+from entire_id.loading.groups import arrange, batch_sizes, cut_groups
+from entire_id.loading.integers import Integers, Numbers
 
 __all__ = ["class_rows", "draw_quota", "num_quota_batches"]
 

@@ -16,16 +16,14 @@ from entire_id.errors import SamplingError
 from entire_id.loading.dataset import Draw
 from entire_id.loading.groups import (
     Batches,
-    Integers,
-    Numbers,
     Pool,
     arrange,
     batch_sizes,
     check_at_least,
-    count_values,
     cut_groups,
     num_full_batches,
 )
+from entire_id.loading.integers import Integers, Numbers, count_values
 from entire_id.loading.quotas import class_rows, draw_quota, num_quota_batches
 
 __all__ = ["PKSampler", "check_people", "check_state", "place_of_process"]
