@@ -135,7 +135,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             transform: what is done to the pixels of a crop, see `Transform`; torchvision's go through `on_pil`.
             decode: give pixels; otherwise bytes, without a transform.
             reading: how crops are read. A corrupt crop that is to be skipped gives its place to another of its group,
-                with a warning.
+                with a warning, and is counted by `num_skipped`.
             options: how the stream reads and mixes.
             rank: of this process; see `PKSampler`.
             world_size: number of processes.
@@ -177,6 +177,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
         # Seen by workers that live longer than an epoch, too.
         self._shared = torch.zeros(5, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers = torch.zeros((_MOST_WORKERS, 3), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._skipped = torch.zeros(_MOST_WORKERS, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._reader: tuple[int, UnitReader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,8 +186,13 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for shared in (self._shared, self._workers):  # a copy shares with its own workers
+        for shared in (self._shared, self._workers, self._skipped):  # a copy shares with its own workers
             shared.share_memory_()
+
+    @property
+    def num_skipped(self) -> int:
+        """Corrupt crops that were left out since the stream was made, by this process and by all its workers."""
+        return int(self._skipped.sum())
 
     def _people(self) -> set[int]:
         """Return who can be in a batch, as far as the manifest tells.
@@ -419,6 +425,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             good = [place for place in group if not isinstance(images[place], EntireIdError)]
             for place in group:
                 if isinstance(images[place], EntireIdError):
+                    self._skipped[_place_of_worker()[0]] += 1
                     warnings.warn(f"left out: {images[place]}", RuntimeWarning, stacklevel=2)
                 if good:
                     kept.append(place)

@@ -329,6 +329,25 @@ def test_a_corrupt_crop_gives_its_place_to_another_of_its_group(damaged: Path) -
     assert {len(rows) for rows, _ in shown} == {8, 16} or {len(rows) for rows, _ in shown} == {16}
 
 
+@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_corrupt_crops_that_were_left_out_are_counted_whoever_did(
+    tmp_path: Path, workers: int, context: str | None
+) -> None:
+    folder = pack_folder(many_crops(tmp_path / "source", people=10, shots=12), tmp_path / "packed", shard_rows=50)
+    for row in (10, 110):
+        flip_image_of(folder, row)
+    stream = stream_of(folder, mixing={"lanes": 2}, reading=ReadOptions(verify=True, on_corrupt="skip"))
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    assert stream.num_skipped == 0
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        rows = {row for _ in range(2) for batch in loader for row in batch["row"].tolist()}
+    assert rows == set(range(120)) - {10, 110}
+    assert stream.num_skipped >= 4, "two in each epoch, more where one of them also pads"
+    if not workers:
+        assert stream.num_skipped == sum("left out" in str(warning.message) for warning in found)
+
+
 def test_a_crop_that_does_not_decode_is_named(tmp_path: Path) -> None:
     folder = pack_folder(many_crops(tmp_path / "source", people=10, shots=12), tmp_path / "packed")
     index = CropDataset(folder, "gallery").index
