@@ -236,9 +236,9 @@ class NothingToPackError(EntireIdError, ValueError):
 class DatasetNotFoundError(EntireIdError, FileNotFoundError):
     """No packed data set lies there."""
 
-    def __init__(self, path: str | Path, why: str) -> None:
+    def __init__(self, path: str | Path, why: str, next_step: str = "Make one with: entire-id pack CROPS OUT") -> None:
         self.path = str(path)
-        super().__init__(f"no packed data set at {self.path!r}: {why}. Make one with: entire-id pack CROPS OUT")
+        super().__init__(f"no packed data set at {self.path!r}: {why}. {next_step}")
 
 
 class RepositoryNotFoundError(EntireIdError, FileNotFoundError):

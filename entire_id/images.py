@@ -26,11 +26,13 @@ _PNG_START, _PNG_HEADER, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND\xaeB`\
 # ITU-T T.81, table B.1: start-of-frame markers are C0-CF but for DHT (C4), JPG (C8) and DAC (CC) …
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN_MARKER = 0xDA
+_SOUGHT = _FRAME_MARKERS | {_SCAN_MARKER}
+_NO_MARKER, _NO_MORE = -1, -2
 # … and TEM (01) and RST0-RST7 (D0-D7) stand alone, without a length.
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 # T.81 B.1.1.4: FF, marker, length (2); B.2.2: in a frame, precision (1), height (2) and width (2) follow.
 _SEGMENT = struct.Struct(">BBH").unpack_from
-_FRAME_SIZE = struct.Struct(">5xHH").unpack_from
+_FRAME = struct.Struct(">2xHxHH").unpack_from  # length, height, width
 _PNG_SIZE = struct.Struct(">16xII").unpack_from  # of the IHDR chunk, which comes first
 
 
@@ -68,30 +70,37 @@ def image_size(data: bytes) -> ImageSize | Unusable:
 
 def _jpeg_size(data: bytes) -> ImageSize | Unusable:
     size: ImageSize | None = None
-    is_ended = data.endswith(_JPEG_END)
-    position, stop = 2, len(data) - 8
-    while position < stop:
-        start, marker, length = _SEGMENT(data, position)
-        if start != 0xFF:
-            return Unusable(Reason.CORRUPT, f"no JPEG marker at byte {position}")
-        if marker == _SCAN_MARKER:
-            break
-        if marker == 0xFF:  # fill byte
-            position += 1
-        elif marker in _BARE_MARKERS:
-            position += 2
-        else:
-            if marker in _FRAME_MARKERS:
-                size = ImageSize(*_FRAME_SIZE(data, position)[::-1])
-            position += 2 + length
-    else:
+    marker, position = _seek(data, 2)
+    while marker in _FRAME_MARKERS:
+        length, height, width = _FRAME(data, position)
+        size = ImageSize(width, height)
+        marker, position = _seek(data, position + 2 + length)
+    if marker == _NO_MARKER:
+        return Unusable(Reason.CORRUPT, f"no JPEG marker at byte {position}")
+    if marker == _NO_MORE:
         return Unusable(Reason.TRUNCATED, "ends within the JPEG header")
     if size is None or not size.width or not size.height:
         return Unusable(Reason.CORRUPT, "no size in the JPEG header")
     # Entropy-coded bytes never hold FF D9 (T.81 B.1.1.5): an end marker behind the first scan is the picture's own.
-    if not is_ended and data.rfind(_JPEG_END) < position:
+    if not data.endswith(_JPEG_END) and data.rfind(_JPEG_END) < position:
         return Unusable(Reason.TRUNCATED, "no end-of-image marker")
     return size
+
+
+def _seek(data: bytes, position: int) -> tuple[int, int]:
+    """Return the marker of the next frame or scan from the segment at `position` on, and where it is.
+
+    `_NO_MARKER` where something else comes first, `_NO_MORE` where the bytes end before.
+    """
+    stop = len(data) - 8
+    while position < stop:
+        start, marker, length = _SEGMENT(data, position)
+        if start != 0xFF:
+            return _NO_MARKER, position
+        if marker in _SOUGHT:
+            return marker, position
+        position += 1 if marker == 0xFF else 2 if marker in _BARE_MARKERS else 2 + length  # FF: a fill byte
+    return _NO_MORE, position
 
 
 def _png_size(data: bytes) -> ImageSize | Unusable:
@@ -137,15 +146,11 @@ def _check_pixels(width: int, height: int) -> None:
 
 def _frame_size(data: bytes) -> ImageSize:
     """Return the size that a JPEG's header states. No more is looked at: this is done for every crop."""
-    position, stop = 2, len(data) - 8
-    while position < stop:
-        start, marker, length = _SEGMENT(data, position)
-        if marker in _FRAME_MARKERS:
-            return ImageSize(*_FRAME_SIZE(data, position)[::-1])
-        if start != 0xFF or marker == _SCAN_MARKER:
-            break
-        position += 1 if marker == 0xFF else 2 if marker in _BARE_MARKERS else 2 + length
-    raise OSError("no size in the JPEG header")
+    marker, position = _seek(data, 2)
+    if marker not in _FRAME_MARKERS:
+        raise OSError("no size in the JPEG header")
+    _, height, width = _FRAME(data, position)
+    return ImageSize(width, height)
 
 
 def _decode_by_pillow(data: bytes) -> RgbImage:

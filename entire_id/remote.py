@@ -19,6 +19,7 @@ UNFINISHED = ".partial"
 """What the names of files end in until they are complete."""
 
 _LOCAL = ("file", "local")
+_USUAL = ("https://", "hf://", "s3://", "gs://", "abfs://", "ftp://", "sftp://")  # what a message names
 # There a file appears when it is complete, replaces another at once, and folders need not be made.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2", "memory"})
 # What file systems call the time of the last change, and what tells one content from another.
@@ -78,6 +79,22 @@ class Entry(NamedTuple):
     version: str
 
 
+def _check_known(protocol: str) -> None:
+    """Check that there is a file system for URLs of a protocol.
+
+    Raises:
+        ImportError: there is, but the package that talks to them is not installed.
+        OSError: nobody knows such URLs.
+    """
+    from fsspec.registry import get_filesystem_class
+
+    try:
+        get_filesystem_class(protocol)
+    except ValueError as error:
+        known = f"known are {', '.join(_USUAL)} and others of fsspec.available_protocols()"
+        raise OSError(errno.EPROTONOSUPPORT, f"nobody knows {protocol}:// URLs; {known}") from error
+
+
 class RemoteFolder:
     """A folder at a URL. Can be sent to other processes, each of which connects by itself.
 
@@ -108,13 +125,15 @@ class RemoteFolder:
             return
         from fsspec.core import url_to_fs
 
+        protocol = self.url.partition("://")[0]
         try:
+            _check_known(protocol.rpartition("::")[2])
             with self._border():
                 # Listings that are remembered hide what other processes write meanwhile.
                 self._opened = url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
             missing = getattr(error.__cause__, "name", None) or str(error)
-            raise MissingExtraError(str(missing), f"{self.url.partition('://')[0]}://") from error
+            raise MissingExtraError(str(missing), f"{protocol}://") from error
 
     @property
     def _fs(self) -> Any:  # noqa: ANN401 fsspec has no types

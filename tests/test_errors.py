@@ -67,6 +67,7 @@ EXAMPLES = [
     (OutputExistsError(Path("out")), FileExistsError, ["'out'", "not empty", "Name a new folder"]),
     (NothingToPackError("d", 7, "o.rejected.csv"), ValueError, ["'d'", "7 files", "'o.rejected.csv'"]),
     (DatasetNotFoundError("d", "no such folder"), FileNotFoundError, ["'d'", "no such folder", "entire-id pack"]),
+    (DatasetNotFoundError("x://d", "refused", "Look at it"), FileNotFoundError, ["'x://d'", "refused. Look at it"]),
     (ManifestError("d/x.parquet", "no rows"), ValueError, ["'d/x.parquet'", "no rows"]),
     (ManifestError("d e/m.json", "no JSON", "d e"), ValueError, ["'d e/m.json'", "entire-id verify 'd e'"]),
     (RepositoryNotFoundError("a/b", "no such"), FileNotFoundError, ["'a/b'", "no such"]),

@@ -172,6 +172,14 @@ def test_a_jpeg_whose_header_makes_no_sense_is_corrupt():
     assert image_size(bytes(data)).reason is Reason.CORRUPT
 
 
+def test_sizes_are_read_in_one_way_from_a_header_that_makes_no_sense():
+    data = JPEGS["baseline"]
+    data = data[:2] + b"\xff\xe0\x00\x02" + b"\x00\xc0\x00\x11\x08" + b"\xff" * 12 + data[2:]  # no frame: no FF
+    assert image_size(data) == (Reason.CORRUPT, "no JPEG marker at byte 6")
+    with pytest.raises(OSError, match="no size in the JPEG header"):
+        decode_rgb(data)
+
+
 def test_fill_bytes_before_a_marker_are_allowed():
     data = image_bytes(0)
     assert image_size(data[:2] + b"\xff\xff\xff" + data[2:]) == (24, 48)

@@ -29,6 +29,36 @@ def test_public_names_load_without_torch(name: str) -> None:
     assert "torch" not in imported_by(f"import entire_id; entire_id.{name}")
 
 
+WITHOUT_TORCH = """
+import sys
+
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NoTorch())
+import entire_id
+
+for name in entire_id.__all__:
+    try:
+        getattr(entire_id, name)
+    except entire_id.EntireIdError as error:
+        print(name, type(error).__name__, error, sep=": ")
+"""
+
+
+def test_without_torch_only_streams_are_missing_and_say_what_to_install() -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert told == [
+        f"{name}: MissingExtraError: torch is not installed; {name} needs it. Type: pip install 'entire-id[train]'"
+        for name in ("PKStream", "StreamOptions")
+    ]
+
+
 def test_public_names_exist_and_are_listed() -> None:
     assert [getattr(entire_id, name) for name in entire_id.__all__]
     assert dir(entire_id) == sorted(entire_id.__all__)

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from entire_id.errors import CorruptCropError, ImageDecodeError
 from entire_id.loading.files import FetchOptions, Files, open_files
-from entire_id.loading.groups import count_values
 from entire_id.loading.index import ShardIndex, open_index
+from entire_id.loading.integers import count_values
 from entire_id.loading.rows import RowReader
 from entire_id.loading.selection import LabelMap, Selection
 from entire_id.loading.transforms import Transform, crop_generator

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ _T = TypeVar("_T")
 _HUB = "hf://datasets/"
 _MAX_OPEN = 256  # shards kept open: a process may open 1,024 files unless it is told otherwise
 _MAX_WAIT_S = 30.0
+_LOOK_EVERY_S = 0.5  # how late a wait notices that the program ends
 _MAX_ASKED_WAIT_S = 300.0  # the Hub counts requests in windows of five minutes
 
 
@@ -312,7 +314,32 @@ class RemoteFiles:
         backoff_s = min(self._options.backoff_s * 2 ** (attempt - 1), _MAX_WAIT_S)
         # Its own generator, from the system's noise: processes that failed together must not come back together.
         jitter = random.Random().uniform(0.5, 1.5)
-        time.sleep(max(backoff_s * jitter, min(error.wait_s, _MAX_ASKED_WAIT_S)))
+        if not _pause(max(backoff_s * jitter, min(error.wait_s, _MAX_ASKED_WAIT_S))):
+            reason = f"{error}; the program ends"
+            raise DownloadError(f"{self.name}/{path}", span, attempt, reason) from error
+
+
+def _pause(wait_s: float) -> bool:
+    """Wait; return whether all of it was waited for. The end of the program cuts it short."""
+    while wait_s > _LOOK_EVERY_S:
+        if _is_exiting():
+            return False
+        time.sleep(_LOOK_EVERY_S)
+        wait_s -= _LOOK_EVERY_S
+    time.sleep(wait_s)
+    return True
+
+
+def _is_exiting() -> bool:
+    """Tell whether the program has come to its end, and waits for the threads of executors before `atexit` is called.
+
+    Nothing tells a thread so, but executors take no more work from then on.
+    """
+    try:
+        ThreadPoolExecutor(1).submit(int)
+    except RuntimeError as error:
+        return "shutdown" in str(error)  # the system may also be short of threads
+    return False
 
 
 _CONNECTING = threading.Lock()
@@ -354,7 +381,8 @@ class FolderPlace:
         try:
             self._opened.folder.connect()
         except (OSError, ValueError) as error:
-            raise DatasetNotFoundError(self.name, str(error)) from error
+            why = getattr(error, "strerror", None) or str(error)
+            raise DatasetNotFoundError(self.name, why, "Look at the URL, and whether the other end answers") from error
 
     def __reduce__(self) -> tuple[type[FolderPlace], tuple[str]]:
         return FolderPlace, (self._url,)

@@ -12,30 +12,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from entire_id.errors import SamplingError
+from entire_id.loading.integers import Integers, Numbers, codes_of, count_values, dense, order_of, runs
 
 __all__ = [
     "Batches",
     "Groups",
-    "Integers",
     "Numbers",
     "Pool",
     "arrange",
     "batch_sizes",
-    "count_values",
+    "check_at_least",
     "cut_groups",
     "draw_batches",
     "group_pids",
     "num_full_batches",
 ]
-
-Integers = npt.NDArray[np.integer[Any]]
-Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,20 +77,15 @@ class Batches:
         return self.groups[self.offsets[number] : self.offsets[number + 1]]
 
 
-def count_values(values: Integers) -> tuple[Integers, Numbers]:
-    """Return the different ones of (n,) integers, ascending, and how often each is there.
+def check_at_least(least: int, **values: int) -> None:
+    """Check numbers that were given, by name.
 
-    As np.unique does, but without sorting where they lie close together.
-
-    >>> count_values(np.array([7, -1, 7]))
-    (array([-1,  7]), array([1, 2]))
+    Raises:
+        SamplingError: one of them is below `least`.
     """
-    low, num_values = _range(values)
-    if not _is_dense(values, num_values):
-        return np.unique(values, return_counts=True)
-    counts = np.bincount(np.subtract(values, low, dtype=np.int64))
-    places = np.flatnonzero(counts)
-    return (places + low).astype(values.dtype), counts[places]
+    for name, value in values.items():
+        if value < least:
+            raise SamplingError(f"{name} {value!r} is not at least {least}")
 
 
 def _count_people(pids: Integers) -> tuple[Integers, Numbers]:
@@ -136,7 +126,7 @@ def cut_groups(
     _check_rows(pids, k, camids=camids, seqs=seqs)
     people, sizes = _count_people(pids)
     drawn = rng.permutation(np.flatnonzero(pids >= 0))
-    drawn = drawn[_order(pids[drawn])]
+    drawn = drawn[order_of(pids[drawn])]
     columns = [column for column in (camids, seqs) if column is not None]
     dealt = _spread(drawn, sizes, k, columns) if columns else drawn
 
@@ -173,9 +163,8 @@ def arrange(pids: Integers, p: int, rng: np.random.Generator, num_batches: int |
     Raises:
         SamplingError: p is below 1, or there are fewer groups than batches asked for.
     """
-    if p < 1:
-        raise SamplingError(f"p {p!r} is not at least 1")
-    person, num_people = _dense(pids)
+    check_at_least(1, p=p)
+    person, num_people = dense(pids)
     sizes = batch_sizes(np.bincount(person), p, num_batches)
     rank = rng.permutation(num_people)[person].astype(np.min_scalar_type(num_people))  # 16 bits: a radix sort
     order = np.argsort(rank, kind="stable")
@@ -196,8 +185,7 @@ def batch_sizes(held: Integers, p: int, num_batches: int | None = None) -> Numbe
     Raises:
         SamplingError: p is below 1, or there are fewer groups than batches asked for.
     """
-    if p < 1:
-        raise SamplingError(f"p {p!r} is not at least 1")
+    check_at_least(1, p=p)
     num_groups, most = int(held.sum()), int(held.max(initial=0))
     num_full, num_left = divmod(num_groups, p)
     least = num_full + (num_left > 0)
@@ -232,8 +220,7 @@ class Pool:
         Raises:
             SamplingError: p is below 1.
         """
-        if p < 1:
-            raise SamplingError(f"p {p!r} is not at least 1")
+        check_at_least(1, p=p)
         self.p = p
         self._rng = rng
         self._pids = np.empty(0, np.int64)
@@ -261,8 +248,8 @@ class Pool:
         """
         shuffled = self._rng.permutation(len(self))
         self._pids, self._numbers = self._pids[shuffled], self._numbers[shuffled]
-        order = _order(self._pids)
-        starts, held = _runs(self._pids[order])
+        order = order_of(self._pids)
+        starts, held = runs(self._pids[order])
         num_batches = num_full_batches(held, self.p, num_batches)
         need = -(-len(self) // self.p)
         # What must be given fits. For held ≤ need, held - (need - b) ≤ b · held / need: both are linear in held, the
@@ -334,77 +321,10 @@ def draw_batches(
 
 
 def _check_rows(pids: Integers, k: int, **columns: Integers | None) -> None:
-    if k < 1:
-        raise SamplingError(f"k {k!r} is not at least 1")
+    check_at_least(1, k=k)
     for name, column in columns.items():
         if column is not None and column.shape != pids.shape:
             raise SamplingError(f"{name} has shape {column.shape}, pids has {pids.shape}; every row needs one of each")
-
-
-def _order(*columns: Integers) -> Numbers:
-    """Return the stable order of rows by the first column, then the second and so on: np.lexsort, but one quick sort.
-
-    Rows become integers that are all different, so that any way of sorting them gives the same order on any machine.
-    """
-    codes, num_codes = _codes(*columns)
-    num_rows = max(len(codes), 1)
-    if num_codes <= 1 << 16:
-        return codes.astype(np.uint16).argsort(kind="stable")  # 16 bits: a radix sort
-    if num_codes * num_rows > 1 << 62:
-        codes, _ = _dense(codes)
-    codes *= num_rows
-    codes += np.arange(len(codes))
-    codes.sort()
-    return codes % num_rows
-
-
-def _codes(*columns: Integers) -> tuple[Numbers, int]:
-    """Return numbers from 0 that compare as rows do by the first column, then the second; and how many there can be."""
-    codes, num_codes = _from_zero(columns[0])
-    for column in columns[1:]:
-        numbers, num_numbers = _from_zero(column)
-        if num_codes * num_numbers > 1 << 62:
-            (codes, num_codes), (numbers, num_numbers) = _dense(codes), _dense(numbers)
-        codes *= num_numbers
-        codes += numbers
-        num_codes *= num_numbers
-    return codes, num_codes
-
-
-def _runs(values: Integers) -> tuple[Numbers, Numbers]:
-    """Return where runs of equal values start, and how long they are."""
-    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
-    return starts, np.diff(starts, append=len(values))
-
-
-def _range(values: Integers) -> tuple[int, int]:
-    """Return the lowest value, and how many there can be from it to the highest."""
-    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
-    return low, high - low + 1
-
-
-def _is_dense(values: Integers, num_values: int) -> bool:
-    """Tell whether a table of so many values is quicker than sorting."""
-    return num_values <= 4 * len(values) + 1
-
-
-def _from_zero(values: Integers) -> tuple[Numbers, int]:
-    """Return `values` less the lowest of them, or as ranks where they are too far apart; and how many there can be."""
-    low, num_values = _range(values)
-    if num_values > 1 << 62:
-        return _dense(values)
-    return np.subtract(values, low, dtype=np.int64), num_values
-
-
-def _dense(values: Integers) -> tuple[Numbers, int]:
-    """Return the rank of each value among the different ones, and how many of these there are."""
-    low, num_values = _range(values)
-    if not _is_dense(values, num_values):
-        kinds, ranks = np.unique(values, return_inverse=True)
-        return ranks.astype(np.int64), len(kinds)
-    places = np.subtract(values, low, dtype=np.int64)
-    ranks = np.cumsum(np.bincount(places, minlength=num_values) > 0)
-    return ranks[places] - 1, int(ranks[-1]) if len(values) else 0
 
 
 def _spread(drawn: Numbers, sizes: Numbers, k: int, columns: list[Integers]) -> Numbers:
@@ -412,7 +332,7 @@ def _spread(drawn: Numbers, sizes: Numbers, k: int, columns: list[Integers]) -> 
     num_full_rows = sizes // k * k
     halves = np.stack([num_full_rows, sizes - num_full_rows], axis=1).ravel()
     half = np.repeat(np.arange(len(halves)), halves)
-    return drawn[_order(half, _codes(*columns)[0][drawn])]
+    return drawn[order_of(half, codes_of(*columns)[0][drawn])]
 
 
 def _last_batch(held: Integers, num_full: int, size: int, rng: np.random.Generator) -> Numbers:

@@ -412,7 +412,7 @@ def read_shard_meta(files: Files, manifest: Manifest, shard: Shard) -> ShardInde
     texts = None
     if not files.is_local:
         texts = pa.record_batch({name: _converted(files, shard.meta_path, meta, name) for name in _TEXTS})
-    num_bytes = next(entry.bytes for entry in manifest.files if entry.path == shard.path)
+    num_bytes = manifest.entries[shard.path].bytes
     file = ShardFile(
         files,
         shard.path,
@@ -506,7 +506,7 @@ def _converted(files: Files, path: str, meta: pa.Table, name: str) -> pa.Array:
 
 def _fetched_meta(files: Files, manifest: Manifest, path: str) -> bytes:
     """Return the bytes of a meta file from elsewhere, compared with their digest."""
-    digest = next(entry.sha256 for entry in manifest.files if entry.path == path)
+    digest = manifest.entries[path].sha256
     data = files.read(path)
     if hashlib.sha256(data).hexdigest() != digest:
         files.forget(path)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import SamplingError
-from entire_id.loading.groups import Integers, Numbers, arrange, batch_sizes, cut_groups
+from entire_id.loading.groups import arrange, batch_sizes, cut_groups
+from entire_id.loading.integers import Integers, Numbers
 
 __all__ = ["class_rows", "draw_quota", "num_quota_batches"]
 
@@ -38,7 +39,8 @@ def class_rows(
     people = [np.unique(pids[part]) for part in rows]
     for (name, quota), found in zip(quotas.items(), people, strict=True):
         if len(found) < quota:
-            raise SamplingError(f"class {name!r} has {len(found)} identities; a batch cannot hold {quota} of them")
+            what = f"class {name!r} has {len(found)} identities; a batch cannot hold {quota} of them"
+            raise SamplingError(f"{what}. Lower its quota, and p with it, or take a selection with more of its people")
     every, counts = np.unique(np.concatenate(people), return_counts=True)
     if counts.max() > 1:
         raise SamplingError(f"pid {every[counts.argmax()]} has crops of two classes; an identity needs one class")

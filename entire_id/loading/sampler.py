@@ -16,18 +16,17 @@ from entire_id.errors import SamplingError
 from entire_id.loading.dataset import Draw
 from entire_id.loading.groups import (
     Batches,
-    Integers,
-    Numbers,
     Pool,
     arrange,
     batch_sizes,
-    count_values,
+    check_at_least,
     cut_groups,
     num_full_batches,
 )
+from entire_id.loading.integers import Integers, Numbers, count_values
 from entire_id.loading.quotas import class_rows, draw_quota, num_quota_batches
 
-__all__ = ["PKSampler", "check_state", "place_of_process"]
+__all__ = ["PKSampler", "check_people", "check_state", "place_of_process"]
 
 
 class PKSampler:
@@ -100,17 +99,15 @@ class PKSampler:
         self._pids = _integers("pids", pids)
         self._camids = None if camids is None else _integers("camids", camids, len(self._pids))
         self._seqs = None if seqs is None else _integers("seqs", seqs, len(self._pids))
-        for name, value, least in (("p", p, 1), ("k", k, 1), ("seed", seed, 0)):
-            if value < least:
-                raise SamplingError(f"{name} {value!r} is not at least {least}")
+        check_at_least(1, p=p, k=k)
+        check_at_least(0, seed=seed)
         self._p, self._k, self._seed, self._drop_last = p, k, seed, drop_last
         self._quotas = dict(quotas or {})
         self.rank, self.world_size = place_of_process(rank, world_size)
         classed = classes is not None or quotas is not None
         self._parts = class_rows(self._pids, classes, quotas, p) if classed else []
         self._held = [_num_groups(pids, k) for pids in ([self._pids[part] for part in self._parts] or [self._pids])]
-        if (num_people := sum(map(len, self._held))) < p:
-            raise SamplingError(f"{num_people} identities (pids of 0 or more) cannot fill a batch of p {p}")
+        check_people(sum(map(len, self._held)), p, "(pids of 0 or more)")
         self._steps = self._plan(self.world_size)
         num_shown = p * max(self._steps.num_batches, self._steps.num_whole * self.world_size)
         self.num_repeated_groups = num_shown - sum(int(held.sum()) for held in self._held) if classed else 0
@@ -137,8 +134,7 @@ class PKSampler:
 
         A resumed epoch goes on where it was if `epoch` is the same; else it is drawn whole.
         """
-        if epoch < 0:
-            raise SamplingError(f"epoch {epoch!r} is below 0")
+        check_at_least(0, epoch=epoch)
         if epoch != self.epoch or self._ended:
             self._start = 0
         self.epoch, self._num_handed, self._ended = epoch, 0, False
@@ -329,6 +325,24 @@ def _integers(name: str, values: npt.ArrayLike, num_rows: int | None = None) -> 
             f"{name} {column.max()} is above {np.iinfo(np.int64).max}, the greatest number there can be"
         )
     return column.astype(np.int32 if np.can_cast(column.dtype, np.int32) else np.int64)
+
+
+def check_people(num_people: int, p: int, which: str) -> None:
+    """Check that there are enough identities for a batch.
+
+    Args:
+        num_people: identities with a crop at least.
+        p: identities in a batch.
+        which: identities, for a message.
+
+    Raises:
+        SamplingError: there are not.
+    """
+    if num_people < p:
+        cure = "Take another split or selection"
+        if num_people:
+            cure += f", or p {num_people} or less; k may stay: whoever has fewer crops shows some of them again"
+        raise SamplingError(f"{num_people} identities {which} cannot fill a batch of p {p}. {cure}")
 
 
 def check_state(state: Mapping[str, Any], kind: str, place: Sequence[str], facts: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import SelectionError
-from entire_id.loading.groups import count_values
 from entire_id.loading.index import ShardIndex
+from entire_id.loading.integers import count_values
 from entire_id.records import JUNK_PID
 
 __all__ = ["LabelMap", "Selection", "check_known"]

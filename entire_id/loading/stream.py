@@ -26,9 +26,10 @@ from entire_id.errors import (
 from entire_id.images import RgbImage, decode_rgb
 from entire_id.loading.dataset import ReadOptions
 from entire_id.loading.files import open_files
+from entire_id.loading.groups import check_at_least
 from entire_id.loading.index import fetch_manifest
 from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
-from entire_id.loading.sampler import check_state, place_of_process
+from entire_id.loading.sampler import check_people, check_state, place_of_process
 from entire_id.loading.selection import LabelMap, Selection, check_known
 from entire_id.loading.transforms import Transform, stacked
 from entire_id.loading.units import UnitReader
@@ -134,7 +135,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             transform: what is done to the pixels of a crop, see `Transform`; torchvision's go through `on_pil`.
             decode: give pixels; otherwise bytes, without a transform.
             reading: how crops are read. A corrupt crop that is to be skipped gives its place to another of its group,
-                with a warning.
+                with a warning, and is counted by `num_skipped`.
             options: how the stream reads and mixes.
             rank: of this process; see `PKSampler`.
             world_size: number of processes.
@@ -146,7 +147,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
             ManifestError: its manifest is damaged.
             DownloadError: it cannot be fetched.
             SelectionError: nobody is left, or `labels` do not know somebody, or number people otherwise.
-            SamplingError: p, k, seed or an option is out of its range, or there are fewer than p identities.
+            SamplingError: p, k, seed or an option is out of its range, there are fewer than p identities, or so few row
+                groups that lanes stay empty, or the ranks do not divide the lanes. Workers are counted when they begin.
             ValueError: a transform of bytes.
         """
         super().__init__()
@@ -170,9 +172,12 @@ class PKStream(IterableDataset[dict[str, Any]]):
         self.label_map = labels.checked(self.name, numbering, pids)
         self._p, self._k, self._seed = p, k, seed
         self._check(len(people))
+        # Here, not in the workers, whose errors hide in a traceback: as far as it can be told before there are any.
+        self._check_lanes(self._options.lanes or self.world_size, self.world_size)
         # Seen by workers that live longer than an epoch, too.
         self._shared = torch.zeros(5, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers = torch.zeros((_MOST_WORKERS, 3), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._skipped = torch.zeros(_MOST_WORKERS, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._reader: tuple[int, UnitReader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,8 +186,13 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for shared in (self._shared, self._workers):  # a copy shares with its own workers
+        for shared in (self._shared, self._workers, self._skipped):  # a copy shares with its own workers
             shared.share_memory_()
+
+    @property
+    def num_skipped(self) -> int:
+        """Corrupt crops that were left out since the stream was made, by this process and by all its workers."""
+        return int(self._skipped.sum())
 
     def _people(self) -> set[int]:
         """Return who can be in a batch, as far as the manifest tells.
@@ -210,19 +220,27 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
     def _check(self, num_people: int) -> None:
         options = self._options
-        for name, value in (
-            ("p", self._p),
-            ("k", self._k),
-            ("pool_rows", options.pool_rows),
-            ("unit_groups", options.unit_groups),
-            ("lanes", 1 if options.lanes is None else options.lanes),
-        ):
-            if value < 1:
-                raise SamplingError(f"{name} {value!r} is not at least 1")
-        if self._seed < 0 or options.prefetch_units < 0:
-            raise SamplingError(f"seed {self._seed!r} and prefetch_units {options.prefetch_units!r} are not at least 0")
-        if num_people < self._p and not options.uniform:
-            raise SamplingError(f"{num_people} identities cannot fill a batch of p {self._p}")
+        lanes = 1 if options.lanes is None else options.lanes
+        sizes = {"pool_rows": options.pool_rows, "unit_groups": options.unit_groups, "lanes": lanes}
+        check_at_least(1, p=self._p, k=self._k, **sizes)
+        check_at_least(0, seed=self._seed, prefetch_units=options.prefetch_units)
+        if not options.uniform:
+            check_people(num_people, self._p, f"of {self._split!r} in the selection")
+
+    def _check_lanes(self, num_lanes: int, num_readers: int) -> None:
+        """Check that lanes can be dealt to their readers, of which each rank has one at least, and fed.
+
+        Raises:
+            SamplingError: they cannot.
+        """
+        if num_lanes % num_readers:
+            what = f"{self.world_size} ranks × {num_readers // self.world_size} workers do not divide {num_lanes} lanes"
+            raise SamplingError(f"{what}; choose numbers that do")
+        unit_groups = self._options.unit_groups
+        num_units = sum(-(-len(row_groups) // unit_groups) for row_groups in self._row_groups)
+        if num_units < num_lanes:
+            what = f"{num_units} units of {unit_groups} row groups cannot feed {num_lanes} lanes"
+            raise SamplingError(f"{what}; use fewer ranks, workers or lanes, or a smaller unit_groups")
 
     # --- where it is ---
 
@@ -231,8 +249,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
         A resumed epoch goes on where it was if `epoch` is the same; else it is drawn whole.
         """
-        if epoch < 0:
-            raise SamplingError(f"epoch {epoch!r} is below 0")
+        check_at_least(0, epoch=epoch)
         if epoch != self._shared[_EPOCH]:
             self._shared[_SKIP] = 0
         self._shared[_EPOCH] = epoch
@@ -256,8 +273,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             )
         num_handed = int(self._iterating()[:, _HANDED].sum())
         num_done = num_handed if num_batches is None else num_batches
-        if num_done < 0:
-            raise SamplingError(f"num_batches {num_batches!r} is below 0")
+        check_at_least(0, num_batches=num_done)
         if num_handed and num_done > num_handed:
             raise SamplingError(f"num_batches {num_batches!r} is above {num_handed}, the batches that were handed out")
         epoch, skip, _, lanes, _ = self._shared.tolist()
@@ -268,12 +284,13 @@ class PKStream(IterableDataset[dict[str, Any]]):
         """Go on where `state` was taken. Another number of ranks or workers will do, if the lanes can be dealt to them.
 
         Raises:
-            SamplingError: the state is not of such a stream of the same content, or of a place in the epoch that this
-                number of ranks does not have.
+            SamplingError: the state is not of such a stream of the same content, of lanes that cannot be dealt to these
+                ranks, or of a place in the epoch that this number of ranks does not have.
         """
         check_state(state, "stream", ("epoch", "num_batches", "world_size", "lanes"), self._facts())
         if self._options.lanes not in (None, state["lanes"]) and state["lanes"]:
             raise SamplingError(f"the state is of {state['lanes']} lanes, this stream has {self._options.lanes}")
+        self._check_lanes(state["lanes"] or self.world_size, self.world_size)
         num_done, rest = divmod(state["num_batches"] * state["world_size"], self.world_size)
         if rest:
             what = f"{state['num_batches']} batches on each of {state['world_size']} ranks"
@@ -369,14 +386,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
         """Return the units of each lane."""
         num_readers = self.world_size * num_workers
         num_lanes = self._options.lanes or int(self._shared[_FIXED_LANES]) or num_readers
-        if num_lanes % num_readers:
-            what = f"{self.world_size} ranks × {num_workers} workers do not divide {num_lanes} lanes"
-            raise SamplingError(f"{what}; choose numbers that do")
-        units = draw_units(self._row_groups, draw)
-        if len(units) < num_lanes:
-            what = f"{len(units)} units of {draw.unit_groups} row groups cannot feed {num_lanes} lanes"
-            raise SamplingError(f"{what}; use fewer workers or lanes, or a smaller unit_groups")
-        return deal_units(units, num_lanes)
+        self._check_lanes(num_lanes, num_readers)
+        return deal_units(draw_units(self._row_groups, draw), num_lanes)
 
     def _batches(self, epoch: Epoch, own: Sequence[int], num_done: int) -> Iterator[dict[str, Any]]:
         """Yield the batches of some lanes, which take turns, but for the first `num_done`."""
@@ -414,6 +425,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
                 image = self._image(batch, place, epoch)
                 if isinstance(image, EntireIdError):
                     bad[place] = image
+                    self._skipped[_place_of_worker()[0]] += 1
+                    warnings.warn(f"left out: {image}", RuntimeWarning, stacklevel=2)
                 else:
                     yield image
             if len(bad) == len(batch.crops):
@@ -455,21 +468,17 @@ def _place_of_worker() -> tuple[int, int, int]:
     return (worker.id, worker.num_workers, worker.seed - worker.id) if worker else (0, 0, 0)
 
 
-def _replaced(
-    bad: Mapping[int, EntireIdError], num_crops: int, k: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _replaced(bad: Collection[int], num_crops: int, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return which places of a batch are kept, and whose image each of them shows.
 
     A corrupt crop gives its place to the next one of its group; a group of nothing else goes.
     """
-    kept, source = [], []
+    kept: list[int] = []
+    source: list[int] = []
     for start in range(0, num_crops, k):
         group = range(start, min(start + k, num_crops))
         good = [place for place in group if place not in bad]
-        for place in group:
-            if place in bad:
-                warnings.warn(f"left out: {bad[place]}", RuntimeWarning, stacklevel=2)
-            if good:
-                kept.append(place)
-                source.append(good[place % len(good)] if place in bad else place)
+        if good:
+            kept += group
+            source += [good[place % len(good)] if place in bad else place for place in group]
     return np.array(kept), np.array(source)

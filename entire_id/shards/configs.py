@@ -100,7 +100,6 @@ def _dataset_info(manifest: Manifest, name: str, shards: list[Shard]) -> dict[st
         }
         for split, members in _by_split(shards).items()
     ]
-    sizes = {entry.path: entry.bytes for entry in manifest.files}
     if is_meta:
         features = yaml_features(meta_columns())
     else:
@@ -109,7 +108,7 @@ def _dataset_info(manifest: Manifest, name: str, shards: list[Shard]) -> dict[st
         "config_name": name,
         "features": features,
         "splits": splits,
-        "download_size": sum(sizes[shard.meta_path if is_meta else shard.path] for shard in shards),
+        "download_size": sum(manifest.entries[shard.meta_path if is_meta else shard.path].bytes for shard in shards),
         "dataset_size": sum(shard.meta_num_bytes if is_meta else shard.num_bytes for shard in shards),
     }
 

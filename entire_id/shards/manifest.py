@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class SplitTotals:
     image_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """What a packed data set holds.
 
@@ -137,6 +138,15 @@ class Manifest:
     shards: tuple[Shard, ...]
     files: tuple[FileEntry, ...]
     schema_version: int = SCHEMA_VERSION
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the fields: what is made of them need not travel."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @cached_property
+    def entries(self) -> dict[str, FileEntry]:
+        """The files by path; it is made once."""
+        return {entry.path: entry for entry in self.files}
 
     @property
     def content_sha256(self) -> str:

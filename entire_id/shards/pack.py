@@ -249,10 +249,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _placements(folder: Path, manifest: Manifest) -> dict[tuple[str, str], Placement]:
-    digests = {entry.path: entry.sha256 for entry in manifest.files}
-
     def junk_of(shard: Shard) -> list[str]:
-        return junk_keys(_read_placed(folder, digests[shard.meta_path], shard.meta_path))
+        return junk_keys(_read_placed(folder, manifest.entries[shard.meta_path].sha256, shard.meta_path))
 
     return placements(manifest, junk_of)
 

@@ -126,7 +126,7 @@ def _restore_all(
 
 def _broken(folder: Path, manifest: Manifest, report: VerifyReport) -> frozenset[str]:
     """Return the files that have other bytes than the manifest says, and the README if it was made from another."""
-    listed = {entry.path: entry for entry in manifest.files}
+    listed = manifest.entries
 
     def is_broken(problem: Problem) -> bool:
         if problem.where == README_FILE:
@@ -215,8 +215,7 @@ def _restore_readme(bench: _Bench) -> str | None:
 
 def _restore_cameras(bench: _Bench, listing: Listing) -> str | None:
     text = cameras_csv(bench.source.cameras, listing).encode()
-    (entry,) = (entry for entry in bench.manifest.files if entry.path == CAMERAS_FILE)
-    if hashlib.sha256(text).hexdigest() != entry.sha256:
+    if hashlib.sha256(text).hexdigest() != bench.manifest.entries[CAMERAS_FILE].sha256:
         return "it comes out differently: the cameras.csv or the crops of the source are not those that were packed"
     return _place(bench.folder, CAMERAS_FILE, _write(bench.tree / CAMERAS_FILE, text))
 
@@ -226,7 +225,7 @@ def _restore_cameras(bench: _Bench, listing: Listing) -> str | None:
 
 def _tasks(bench: _Bench, shards: list[Shard], listing: Listing) -> Iterator[RestoreTask]:
     planner = _Planner(bench, shards, listing)
-    entries = {entry.path: entry for entry in bench.manifest.files}
+    entries = bench.manifest.entries
     for shard in shards:
         files = (entries[shard.path], entries[shard.meta_path])
         layouts = planner.layouts(shard)

@@ -92,7 +92,7 @@ def check_all(
     checked = []
     num_rows = num_bytes = 0
     num_found = len(problems)
-    entries = {entry.path: entry for entry in manifest.files}
+    entries = manifest.entries
     tasks = _tasks(folder, manifest, mode, findings, entries)
     with closing(run_tasks(check_shard, tasks, jobs)) as shards:
         for one in shards:
@@ -135,7 +135,7 @@ def _tasks(
 
 def _check_listing(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """Compare the files that are there with those that are listed; look into those that are no shards."""
-    listed = {entry.path: entry for entry in manifest.files}
+    listed = manifest.entries
     found = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     }
@@ -175,11 +175,10 @@ def _check_cameras(path: Path, expected_rows: int) -> Iterator[Problem]:
 
 def _check_placement(manifest: Manifest) -> Iterator[Problem]:
     """A person lies in one shard per split and continent, and a shard has as many rows as its files."""
-    rows = {entry.path: entry.rows for entry in manifest.files}
     for shard in manifest.shards:
         for path in (shard.path, shard.meta_path):
-            if rows[path] != shard.rows:
-                yield Problem(Kind.ROWS, path, f"listed with {rows[path]} rows, its shard with {shard.rows}")
+            if (rows := manifest.entries[path].rows) != shard.rows:
+                yield Problem(Kind.ROWS, path, f"listed with {rows} rows, its shard with {shard.rows}")
     seen: dict[tuple[str, str, int], str] = {}
     for shard in manifest.shards:
         for pid in shard.pids:

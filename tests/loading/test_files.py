@@ -7,7 +7,10 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -221,7 +224,7 @@ def test_a_server_without_ranges_gives_the_slice(folder: Path, web: WebServer) -
 
 def test_a_server_asks_for_a_pause(folder: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("entire_id.loading.files.time.sleep", waits.append)
+    monkeypatch.setattr("entire_id.loading.files._pause", lambda wait_s: waits.append(wait_s) or True)
     web.faults.extend(["503 7", "429 9999"])
     assert open_files(f"{web.url}/set", QUICK).read(NAME, 0, 1) == DATA[:1]
     assert waits == [7.0, 300.0]
@@ -248,12 +251,44 @@ def test_how_long_a_pause_is_asked_for(headers: dict[str, str], wait_s: float) -
 
 def test_waits_double_and_vary(folder: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("entire_id.loading.files.time.sleep", waits.append)
+    monkeypatch.setattr("entire_id.loading.files._pause", lambda wait_s: waits.append(wait_s) or True)
     web.faults.extend(["500"] * 9)
     with pytest.raises(DownloadError):
         open_files(f"{web.url}/set", FetchOptions(retries=8, backoff_s=1)).read(NAME, 0, 1)
     assert all(half <= wait <= 3 * half for wait, half in zip(waits, [0.5, 1, 2, 4, 8, 15, 15, 15], strict=True))
     assert len({wait / 2**place for place, wait in enumerate(waits)}) == 8
+
+
+ENDING = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from entire_id.loading.files import FetchOptions, open_files
+
+files = open_files(sys.argv[1], FetchOptions(backoff_s=60.0))
+threads = ThreadPoolExecutor(4)
+for start in range(8):
+    threads.submit(files.read, "empty", start, start + 1)
+sys.stdin.readline()
+print("the end", flush=True)
+"""
+
+
+def test_a_program_that_ends_does_not_wait_for_a_request_that_is_repeated(folder: Path, web: WebServer) -> None:
+    web.broken["/set/empty"] = "503"
+    command, pipe = [sys.executable, "-c", ENDING, f"{web.url}/set"], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, "HF_HUB_OFFLINE": "0"}) as it:
+        deadline = time.monotonic() + 60
+        while len(web.requests) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(web.requests) == 4, "all threads wait"
+        it.stdin.write("\n")
+        it.stdin.flush()
+        assert it.stdout.readline() == "the end\n"
+        try:
+            assert it.wait(10) == 0, "each of them waits 15 s at least"
+        finally:
+            it.kill()
 
 
 def test_signed_addresses_are_remembered_and_forgotten_when_they_expire(folder: Path, web: WebServer) -> None:
@@ -333,8 +368,11 @@ def test_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_files("none")
     with pytest.raises(DatasetNotFoundError, match="no such folder, and no repository name"):
         open_files("/a/b/c")
-    with pytest.raises(DatasetNotFoundError, match="nope"):
+    with pytest.raises(DatasetNotFoundError, match=r"nobody knows nope:// URLs; known are https://, .*s3://") as told:
         open_files("nope://bucket/set")
+    assert "entire-id pack" not in str(told.value)
+    with pytest.raises(DatasetNotFoundError, match="whether the other end answers"):
+        open_files("ftp://127.0.0.1:1/set")
     with pytest.raises(MissingExtraError, match="paramiko"):
         open_files("sftp://host/set")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entire_id.errors import SamplingError
-from entire_id.loading.groups import Batches, Pool, arrange, count_values, cut_groups, draw_batches, group_pids
+from entire_id.loading.groups import Batches, Pool, arrange, cut_groups, draw_batches, group_pids
 
 seeds = st.integers(0, 2**32 - 1)
 ks = st.integers(1, 6)
@@ -71,14 +71,6 @@ def test_only_the_order_of_numbers_counts_however_far_apart(factor):
     np.testing.assert_array_equal(near.rows, far.rows)
     near, far = (arrange(groups.pids, 4, np.random.default_rng(2)) for groups in (near, far))
     np.testing.assert_array_equal(near.groups, far.groups)
-
-
-@given(st.lists(st.integers(-3, 9) | st.integers(-(2**63), 2**63 - 1), max_size=40))
-def test_values_are_counted_however_far_apart(numbers):
-    values = np.array(numbers, np.int64)
-    for found, expected in zip(count_values(values), np.unique(values, return_counts=True), strict=True):
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
 
 
 def test_which_rows_are_left_over_and_pad_is_chance():

@@ -226,7 +226,7 @@ def test_quotas_that_do_not_fit(classes, quotas, said):
 
 
 def test_a_class_with_too_few_identities():
-    with pytest.raises(SamplingError, match="class 'a' has 1 identities; a batch cannot hold 2"):
+    with pytest.raises(SamplingError, match="class 'a' has 1 identities; a batch cannot hold 2 .* Lower its quota"):
         PKSampler([0, 1, 2], 3, 1, classes=["a", "b", "b"], quotas={"a": 2, "b": 1})
 
 
@@ -414,11 +414,11 @@ def test_a_loader_gives_the_batches_and_goes_on_where_the_loop_was(num_workers):
         ({"p": 0}, "p 0 is not at least 1"),
         ({"k": 0}, "k 0 is not at least 1"),
         ({"seed": -1}, "seed -1 is not at least 0"),
-        ({"p": 4}, "3 identities .* cannot fill a batch of p 4"),
+        ({"p": 4}, "3 identities .* cannot fill a batch of p 4. Take another split or selection, or p 3 or less"),
         ({"camids": [0]}, "camids has 1 rows, pids has 6"),
         ({"seqs": [0.5] * 6}, "seqs of type float64"),
-        ({"pids": []}, "0 identities"),
-        ({"pids": [-1, -1]}, "0 identities"),
+        ({"pids": []}, "0 identities .* Take another split or selection"),
+        ({"pids": [-1, -1]}, "0 identities .* Take another split or selection"),
         ({"pids": [[1, 2]]}, "no list of integers"),
         ({"rank": 1}, "give both or neither"),
         ({"rank": 3, "world_size": 3}, "rank 3 is not in 0..2"),
@@ -432,5 +432,5 @@ def test_what_cannot_be_drawn(options, said):
 
 
 def test_an_epoch_below_0():
-    with pytest.raises(SamplingError, match="epoch -1 is below 0"):
+    with pytest.raises(SamplingError, match="epoch -1 is not at least 0"):
         PKSampler([0, 1], 1, 1).set_epoch(-1)

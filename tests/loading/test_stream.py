@@ -229,10 +229,18 @@ def test_a_selection_leaves_out_the_rest(folder: Path) -> None:
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(SplitNotFoundError):
         PKStream(folder, "train")
-    with pytest.raises(SamplingError, match="60 identities cannot fill a batch of p 61"):
+    with pytest.raises(SamplingError, match="60 identities of 'gallery' .* batch of p 61. .* p 60 or less"):
         PKStream(folder, "gallery", p=61)
-    with pytest.raises(SamplingError, match="k 0 is not at least 1"):
-        PKStream(folder, "gallery", p=4, k=0)
+    with pytest.raises(SamplingError, match="2 identities of 'gallery' in the selection .* p 2 or less"):
+        PKStream(folder, "gallery", p=3, select=Selection(pids=[3, 5]))
+    for options, match in (
+        ({"k": 0}, "k 0 is not at least 1"),
+        ({"seed": -1}, "^seed -1 is not at least 0$"),
+        ({"options": StreamOptions(prefetch_units=-1)}, "^prefetch_units -1 is not at least 0$"),
+        ({"options": StreamOptions(lanes=0)}, "lanes 0 is not at least 1"),
+    ):
+        with pytest.raises(SamplingError, match=match):
+            PKStream(folder, "gallery", **{"p": 4} | options)
     for labels, match in (
         (LabelMap((0, 1), "test"), "have no label"),
         (LabelMap((), "test"), "have no label"),
@@ -240,12 +248,30 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
     ):
         with pytest.raises(SelectionError, match=match):
             PKStream(folder, "gallery", p=4, labels=labels)
-    with pytest.raises(SamplingError, match="do not divide 4 lanes"):
-        next(iter(stream_of(folder, rank=0, world_size=3)))
-    with pytest.raises(SamplingError, match="cannot feed 500 lanes"):
-        next(iter(stream_of(folder, mixing={"lanes": 500})))
     with pytest.raises(ValueError, match="takes pixels"):
         stream_of(folder, transform=noisy)
+
+
+def test_lanes_that_cannot_be_are_refused_before_there_are_workers(folder: Path) -> None:
+    with pytest.raises(SamplingError, match="3 ranks × 1 workers do not divide 4 lanes"):
+        stream_of(folder, rank=0, world_size=3)
+    with pytest.raises(SamplingError, match="units of 1 row groups cannot feed 500 lanes"):
+        stream_of(folder, mixing={"lanes": 500})
+    with pytest.raises(SamplingError, match="units of 1 row groups cannot feed 500 lanes"):
+        stream_of(folder, rank=0, world_size=500, mixing={"lanes": None})
+    with pytest.raises(SamplingError, match="units of 99 row groups cannot feed 8 lanes"):
+        stream_of(folder, select=Selection(pids=range(20)), mixing={"unit_groups": 99, "lanes": 8})
+    stream = stream_of(folder, mixing={"lanes": None})
+    next(iter(stream))
+    later = stream_of(folder, rank=0, world_size=2, mixing={"lanes": None})
+    with pytest.raises(SamplingError, match="2 ranks × 1 workers do not divide 1 lanes"):
+        later.load_state_dict(stream.state_dict(0))
+
+
+def test_workers_that_do_not_divide_the_lanes_are_refused_when_they_begin(folder: Path) -> None:
+    loader = DataLoader(stream_of(folder), batch_size=None, num_workers=3)
+    with pytest.raises(SamplingError, match="1 ranks × 3 workers do not divide 4 lanes"):
+        next(iter(loader))
 
 
 def test_a_state_of_another_stream_is_refused(folder: Path) -> None:
@@ -303,6 +329,25 @@ def test_a_corrupt_crop_gives_its_place_to_another_of_its_group(damaged: Path) -
     assert {len(rows) for rows, _ in shown} == {8, 16} or {len(rows) for rows, _ in shown} == {16}
 
 
+@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_corrupt_crops_that_were_left_out_are_counted_whoever_did(
+    tmp_path: Path, workers: int, context: str | None
+) -> None:
+    folder = pack_folder(many_crops(tmp_path / "source", people=10, shots=12), tmp_path / "packed", shard_rows=50)
+    for row in (10, 110):
+        flip_image_of(folder, row)
+    stream = stream_of(folder, mixing={"lanes": 2}, reading=ReadOptions(verify=True, on_corrupt="skip"))
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    assert stream.num_skipped == 0
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        rows = {row for _ in range(2) for batch in loader for row in batch["row"].tolist()}
+    assert rows == set(range(120)) - {10, 110}
+    assert stream.num_skipped >= 4, "two in each epoch, more where one of them also pads"
+    if not workers:
+        assert stream.num_skipped == sum("left out" in str(warning.message) for warning in found)
+
+
 def test_a_crop_that_does_not_decode_is_named(tmp_path: Path) -> None:
     folder = pack_folder(many_crops(tmp_path / "source", people=10, shots=12), tmp_path / "packed")
     index = CropDataset(folder, "gallery").index
@@ -333,7 +378,7 @@ def test_a_place_can_be_told_before_the_first_batch(folder: Path) -> None:
     assert len(done) == state["num_batches"] == 5
     stream.set_epoch(1)
     assert (stream.state_dict()["epoch"], stream.state_dict()["num_batches"]) == (1, 0)
-    with pytest.raises(SamplingError, match="num_batches -1 is below 0"):
+    with pytest.raises(SamplingError, match="num_batches -1 is not at least 0"):
         stream.state_dict(-1)
 
 

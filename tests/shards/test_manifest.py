@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,17 @@ def write(folder: Path, manifest: Manifest | dict[str, Any] | str | bytes) -> Pa
         manifest = json.dumps(manifest)
     (folder / "manifest.json").write_bytes(manifest.encode() if isinstance(manifest, str) else manifest)
     return folder
+
+
+def test_files_are_found_by_path_in_a_mapping_that_is_made_once_and_does_not_travel() -> None:
+    manifest = replace(SMALL)
+    assert {path: entry.path for path, entry in manifest.entries.items()} == {one.path: one.path for one in SMALL.files}
+    assert manifest.entries is manifest.entries
+    copy = pickle.loads(pickle.dumps(manifest))
+    assert copy == manifest
+    assert "entries" not in vars(copy)
+    assert copy.entries == manifest.entries
+    assert replace(manifest, files=()).entries == {}
 
 
 shards = st.builds(
