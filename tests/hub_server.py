@@ -222,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         record = Record(self.command, unquote(url.path), asked_range, account.name if account else "")
         with hub.store.lock:
             hub.requests.append(record)
-            fault = next((fault for fault in list(hub.faults) if fault.strikes(record)), None)
+            fault = next(iter([fault for fault in hub.faults if fault.strikes(record)]), None)  # every one counts
         with tempfile.SpooledTemporaryFile(1 << 20) as body:
             self._receive(body, record)
             call = Call(self.command, url.path, parse_qs(url.query), self.headers, body, account)

@@ -432,6 +432,13 @@ def test_an_answer_that_is_an_error(hub, api, kind):
     put(api, {"a.txt": "b"})
 
 
+def test_every_fault_counts_requests_for_itself(hub, api):
+    hub.fail("500", "^GET ", nth=2)
+    hub.fail("503", "/refs$", nth=3)
+    statuses = [httpx2.get(f"{hub.url}/api/datasets/{REPO}/refs").status_code for _ in range(4)]
+    assert statuses == [200, 500, 503, 200]
+
+
 def test_a_body_that_is_cut_is_fetched_again(hub, api):
     put(api, {"a.tar": bytes_of(1, 200_000)})
     hub.fail("cut", "GET .*/resolve/")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session
 
 from hub_server import HubServer, hub_server
 
@@ -16,3 +17,4 @@ def hub_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubSer
     with hub_server(tmp_path / "hub-site") as hub:
         hub.patch_client(monkeypatch, tmp_path / "hub-home")
         yield hub
+    close_session()
