@@ -79,7 +79,7 @@ def read_facts(path: str | Path) -> OwnerFacts:
         CardError: it cannot be read, or see `parse_facts`.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise CardError(path, f"cannot be read ({what}). Print a template with: entire-id card --example") from error

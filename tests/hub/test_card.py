@@ -192,6 +192,17 @@ def test_a_page_written_by_hand_is_not_replaced(packed: Path) -> None:
     assert licence_of(page_of(packed)) == Licence("lab-1.0", "https://lab.org/licence")
 
 
+def test_the_old_page_stays_where_the_new_one_cannot_be_made(packed: Path) -> None:
+    page = page_of(packed)
+    work = packed.with_name("entire-id.describing")
+    work.mkdir()
+    (work / "mine.txt").write_text("somebody's")
+    with pytest.raises(OutputExistsError, match="entire-id.describing"):
+        write_card(packed, FACTS)
+    assert page_of(packed) == page
+    assert (work / "mine.txt").exists()
+
+
 def test_there_is_no_licence_where_none_is_stated(packed: Path) -> None:
     page = page_of(packed)
     assert licence_of(page) is None

@@ -70,6 +70,11 @@ def test_a_licence_link_is_a_link(link: str) -> None:
         parse_facts(LICENCE.replace("https://lab.org/licence", link), "card.toml")
 
 
+def test_an_editor_may_mark_the_file_as_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text(LICENCE, encoding="utf-8-sig")
+    assert read_facts(tmp_path / "card.toml").license_name == "lab-1.0"
+
+
 def test_a_file_that_cannot_be_read_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(CardError, match="No such file.*entire-id card --example"):
         read_facts(tmp_path / "card.toml")
