@@ -34,7 +34,7 @@ format: $(STAMP) ## Let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-datasets3: $(STAMP) ## Load packed folders with datasets 3.6.0, in an environment of its own
+test-datasets3: $(STAMP) ## Load packed folders and raw crops with datasets 3.6.0, in an environment of its own
 	$(BIN)/python tests/datasets3/run.py
 
 test-pythons: $(STAMP) ## Run the tests that need no torch under other Pythons, where these are installed

@@ -438,6 +438,33 @@ def diff(
 
 
 @app.command()
+def card(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="A packed data set.")] = None,
+    facts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What its owners state: licence, consent, contact …")
+    ] = None,
+    previous: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The version before: its changelog goes on.")
+    ] = None,
+    notes: Annotated[str, typer.Option(help="What the owners say of this version in the changelog.")] = "",
+    example: Annotated[bool, typer.Option("--example", help="Print a file for --facts, to be filled in.")] = False,
+) -> None:
+    """Write the card of a packed data set: its README.md, from its files and what its owners state."""
+    from entire_id.hub.card import write_card
+    from entire_id.hub.facts import example_facts, read_facts
+
+    if example:
+        print(example_facts(), end="")
+        return
+    if folder is None or facts is None:
+        raise typer.BadParameter("give DIR and --facts FILE; --example prints such a file")
+    stated = read_facts(facts)
+    with _progress() as progress:
+        write_card(folder, stated, previous=previous, notes=notes, progress=progress)
+    _say(f"wrote {folder / 'README.md'}\nnext: read it, then: entire-id verify {_quote(folder)}")
+
+
+@app.command()
 def info(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Print what a packed data set holds."""
     from entire_id.shards.manifest import read_manifest

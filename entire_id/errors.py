@@ -14,6 +14,7 @@
     ├── ClusterError (RuntimeError)           a Ray cluster does not answer, or breaks down
     ├── MissingExtraError (ImportError)       a package that only some need is not installed
     ├── PreviousVersionError (ValueError)     a version cannot follow the previous one
+    ├── CardError (ValueError)                what the owners state is not what a card needs
     ├── NothingToPackError (ValueError)       no crop survived
     ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
     ├── RepositoryNotFoundError (FileNotFoundError)  no such repository or revision, or it cannot be reached
@@ -44,6 +45,7 @@ from shlex import quote
 
 __all__ = [
     "CamerasFileError",
+    "CardError",
     "ClusterError",
     "ConfigNotFoundError",
     "CorruptCropError",
@@ -221,6 +223,14 @@ class PreviousVersionError(EntireIdError, ValueError):
     def __init__(self, path: str | Path, what: str) -> None:
         self.path = str(path)
         super().__init__(f"the new version cannot follow {self.path!r}: {what}")
+
+
+class CardError(EntireIdError, ValueError):
+    """What the owners state of their data set is not what a card needs."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}")
 
 
 class NothingToPackError(EntireIdError, ValueError):

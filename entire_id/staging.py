@@ -82,11 +82,15 @@ def work_folder(folder: Path, suffix: str) -> Iterator[Path]:
 
     What a killed run left there is cleared first.
 
+    Args:
+        folder: what the work is for.
+        suffix: what the work folder's name ends in, and what another run there is said to do: `.repairing`.
+
     Raises:
         OutputExistsError: it holds something else, or another run is at work there.
     """
     work = beside(folder.resolve(), suffix)
-    lock = _claim(work, folder, "repairing")
+    lock = _claim(work, folder, suffix.removeprefix("."))
     try:
         _clear(work)
         tree = work / "tree"

@@ -25,6 +25,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/packing.md",
+    "docs/card.md",
     "docs/format.md",
     "docs/embedding.md",
     "docs/evaluation.md",
@@ -111,6 +112,16 @@ def test_report_commands_run(packed: Path) -> None:
     for line in commands("docs/report.md"):
         run(entire_id(line), packed.parent)
     assert "do not publish it" in (packed.parent / "report.html").read_text()
+
+
+def test_card_commands_run_with_the_facts_shown(packed: Path) -> None:
+    (facts,) = (code for language, code in BLOCK.findall((ROOT / "docs/card.md").read_text()) if language == "toml")
+    for line in commands("docs/card.md"):
+        command, _, redirected = line.partition(" > ")
+        run(entire_id(command), packed.parent)
+        if redirected:
+            (packed.parent / redirected).write_text(facts)
+    assert "> The same crops again." in (packed.with_name("entire-id-1.1.0") / "README.md").read_text()
 
 
 def test_embedding_commands_run_with_the_function_shown(packed: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from entire_id import errors
 from entire_id.errors import (
     CamerasFileError,
+    CardError,
     ClusterError,
     ConfigNotFoundError,
     CorruptCropError,
@@ -64,6 +65,7 @@ EXAMPLES = [
     (SelectionError("d", "no camera 9 in it"), ValueError, ["'d'", "no camera 9"]),
     (WorkerDiedError(), RuntimeError, ["killed", "Type the same command again", "--jobs 1"]),
     (PreviousVersionError("old", "that is version 2.0.0"), ValueError, ["'old'", "cannot follow", "version 2.0.0"]),
+    (CardError("card.toml", "contact is 3"), ValueError, ["'card.toml'", "contact is 3"]),
     (OutputExistsError(Path("out")), FileExistsError, ["'out'", "not empty", "Name a new folder"]),
     (NothingToPackError("d", 7, "o.rejected.csv"), ValueError, ["'d'", "7 files", "'o.rejected.csv'"]),
     (DatasetNotFoundError("d", "no such folder"), FileNotFoundError, ["'d'", "no such folder", "entire-id pack"]),

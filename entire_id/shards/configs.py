@@ -10,31 +10,57 @@ from entire_id.records import UNKNOWN_CONTINENT
 from entire_id.schema import RESERVED_CONFIGS, columns_table, meta_columns, shard_columns, tar_features, yaml_features
 from entire_id.shards.manifest import FORMATS, Manifest, Shard
 
-__all__ = ["content_description", "loading_rules", "render_readme"]
+__all__ = [
+    "IDENTITY_NOTE",
+    "NO_TRAIN_NOTE",
+    "content_description",
+    "front_matter",
+    "join_page",
+    "loading_example",
+    "loading_rules",
+    "read_front_matter",
+    "render_readme",
+    "splits_table",
+]
 
 DEFAULT_CONFIG = "default"
 TEST_CONFIG = "test"
 META_CONFIG = "meta"
 
+IDENTITY_NOTE = (
+    "An identity is a (part, pid): part is train (train, val) or test (query, gallery), and numbering may restart "
+    "between\nthem. pid 0 is a person, camera 0 is a camera, pid -1 is junk."
+)
+
+NO_TRAIN_NOTE = "There is no train split: the source held none."
+
 
 def render_readme(manifest: Manifest) -> str:
-    """Return the text of README.md."""
-    front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{front}---\n\n{_body(manifest)}"
+    """Return the text of the README.md that packing writes: all that is known without the owner."""
+    return join_page(front_matter(manifest), _body(manifest))
 
 
-def loading_rules(readme: str) -> dict[str, Any]:
-    """Return the parts of a README's YAML that decide what `datasets` loads: `configs` and `dataset_info`.
+def join_page(front: dict[str, Any], body: str) -> str:
+    """Return a README of `front` as YAML, and `body`."""
+    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{text}---\n\n{body}"
 
-    The YAML must start the page; what is not there, or cannot be parsed, is left out.
-    """
+
+def read_front_matter(readme: str) -> dict[str, Any]:
+    """Return the YAML that starts a README; empty where there is none, or it cannot be parsed."""
     if not readme.startswith("---\n"):
         return {}
     try:
-        front = yaml.safe_load(readme.split("---\n")[1])
-        return {name: front[name] for name in ("configs", "dataset_info") if name in front}
-    except (TypeError, yaml.YAMLError):
+        front = yaml.safe_load(readme.removeprefix("---\n").split("\n---\n")[0])
+    except yaml.YAMLError:
         return {}
+    return front if isinstance(front, dict) else {}
+
+
+def loading_rules(readme: str) -> dict[str, Any]:
+    """Return the parts of a README's YAML that decide what `datasets` loads: `configs` and `dataset_info`."""
+    front = read_front_matter(readme)
+    return {name: front[name] for name in ("configs", "dataset_info") if name in front}
 
 
 def content_description(content_sha256: str) -> str:
@@ -68,7 +94,8 @@ def _by_split(shards: list[Shard]) -> dict[str, list[Shard]]:
     return splits
 
 
-def _front_matter(manifest: Manifest) -> dict[str, Any]:
+def front_matter(manifest: Manifest) -> dict[str, Any]:
+    """Return the YAML by which `datasets` finds configs and splits, and the data set's name."""
     configs = _configs(manifest)
     return {
         "pretty_name": manifest.name,
@@ -113,31 +140,43 @@ def _dataset_info(manifest: Manifest, name: str, shards: list[Shard]) -> dict[st
     }
 
 
-def _body(manifest: Manifest) -> str:
-    totals = "\n".join(
+def splits_table(manifest: Manifest) -> str:
+    """Return a Markdown table of what every split holds."""
+    rows = [
         f"| {split} | {total.rows:,} | {total.people:,} | {total.image_bytes:,} |"
         for split, total in manifest.splits.items()
-    )
-    unreleased = "" if "train" in manifest.splits else "There is no train split: the source held none.\n\n"
+    ]
+    return "\n".join(["| split | crops | identities | image bytes |", "|---|---|---|---|", *rows])
+
+
+def loading_example(manifest: Manifest, name: str) -> str:
+    """Return Python that takes the first crop out of a stream.
+
+    Args:
+        manifest: of the data set.
+        name: what `load_dataset` is given.
+    """
     access = 'row["image"]' if manifest.format == "parquet" else 'row["jpg"], row["json"]["pid"]'
+    return f"""from datasets import load_dataset
+
+for row in load_dataset({name!r}, split="{next(iter(manifest.splits))}", streaming=True):
+    {access}  # a PIL image
+    break"""
+
+
+def _body(manifest: Manifest) -> str:
+    unreleased = "" if "train" in manifest.splits else f"{NO_TRAIN_NOTE}\n\n"
     return f"""# {manifest.name} {manifest.version}
 
 Person re-identification crops, packed by `entire-id`.
 
-| split | crops | identities | image bytes |
-|---|---|---|---|
-{totals}
+{splits_table(manifest)}
 
 {unreleased}```python
-from datasets import load_dataset
-
-for row in load_dataset({manifest.name!r}, split="{next(iter(manifest.splits))}", streaming=True):
-    {access}  # a PIL image
-    break
+{loading_example(manifest, manifest.name)}
 ```
 
-An identity is a (part, pid): part is train (train, val) or test (query, gallery), and numbering may restart between
-them. pid 0 is a person, camera 0 is a camera, pid -1 is junk.
+{IDENTITY_NOTE}
 
 {columns_table(shard_columns())}
 

@@ -31,6 +31,7 @@ __all__ = [
     "file_digest",
     "parse_manifest",
     "read_manifest",
+    "version_numbers",
 ]
 
 MANIFEST_FILE = "manifest.json"
@@ -43,6 +44,15 @@ FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
 
 VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 """A version of the content: three numbers."""
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, by which versions are ordered.
+
+    >>> version_numbers("1.10.0") > version_numbers("1.9.0")
+    True
+    """
+    return tuple(map(int, version.split(".")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from entire_id.shards.manifest import (
     Shard,
     file_digest,
     read_manifest,
+    version_numbers,
 )
 from entire_id.shards.placed import junk_keys, placements
 from entire_id.shards.plan import Placement, PlannedShard, plan_shards
@@ -234,7 +235,7 @@ def _check_outside(out: Path | str, source: Source) -> None:
 def _read_previous(config: PackConfig) -> Manifest:
     folder = config.previous or Path()
     manifest = read_manifest(folder)
-    if _numbers(manifest.version) >= _numbers(config.version):
+    if version_numbers(manifest.version) >= version_numbers(config.version):
         raise PreviousVersionError(folder, f"that is version {manifest.version}, this would be {config.version}")
     for name in ("format", "seed"):
         if getattr(manifest, name) != getattr(config, name):
@@ -242,10 +243,6 @@ def _read_previous(config: PackConfig) -> Manifest:
                 folder, f"its {name} is {getattr(manifest, name)!r}, this one's {getattr(config, name)!r}"
             )
     return manifest
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
 
 
 def _placements(folder: Path, manifest: Manifest) -> dict[tuple[str, str], Placement]:

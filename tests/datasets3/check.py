@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -56,6 +57,34 @@ def check_twins() -> None:
         assert found["00000_c000s0_760487.jpg"][-1:] == twin.encode()
 
 
+def check_script(script: str) -> None:
+    """The loading script on the raw crops gives the rows of the packed folder."""
+    os.chdir(ROOT)
+    options = {"data_dir": "crops", "trust_remote_code": True}
+    for config in ("default", "test", "asia", "europe"):
+        expected = rows_by_key(load("parquet", config))
+        os.chdir(ROOT)
+        assert rows_by_key(datasets.load_dataset(script, config, **options)) == expected
+        assert rows_by_key(datasets.load_dataset(script, config, streaming=True, **options)) == expected
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (ROOT / "crops" / "query" / "9_c21.jpg").write_bytes(b"")
+        rows = datasets.load_dataset(script, split="query", **options)
+    assert len(rows) == 12
+    assert "1 files are left out: 1 name (first: query/9_c21.jpg)" in [str(one.message) for one in caught]
+    many = datasets.load_dataset(script, data_dir="many", trust_remote_code=True, num_proc=2)
+    assert {split: len(set(rows["key"])) for split, rows in many.items()} == {"query": 60, "gallery": 240}
+    if REAL_CROPS:
+        real = datasets.load_dataset(script, data_dir=str(REAL_CROPS), trust_remote_code=True)
+        assert rows_by_key(real) == rows_by_key(load("real-parquet"))
+
+
+def rows_by_key(splits: dict) -> dict[str, dict[str, dict]]:
+    """Split → key → row, images undecoded."""
+    raw = {split: rows.cast_column("image", datasets.Image(decode=False)) for split, rows in splits.items()}
+    return {split: {row["key"]: row for row in rows} for split, rows in raw.items()}
+
+
 assert datasets.__version__ == "3.6.0"
 datasets.disable_progress_bars()
 for name in COLUMNS:
@@ -63,4 +92,6 @@ for name in COLUMNS:
     if REAL_CROPS:
         check_real(name, REAL_CROPS)
 check_twins()
-print(f"datasets {datasets.__version__}: both formats load{', real crops too' if REAL_CROPS else ''}; twins stay apart")
+check_script(sys.argv[3])
+also = ", real crops too" if REAL_CROPS else ""
+print(f"datasets {datasets.__version__}: both formats load{also}; twins stay apart; the script reads raw crops")

@@ -15,7 +15,7 @@ REAL_CROPS = ROOT.parent / "shared" / "real" / "crops"
 
 sys.path.insert(0, str(HERE.parent))
 
-from builders import CAMERAS, crop_names, image_bytes, pack_folder, write_crops  # noqa: E402
+from builders import CAMERAS, crop_names, image_bytes, many_crops, pack_folder, write_crops  # noqa: E402
 
 
 def make_environment() -> Path:
@@ -32,13 +32,14 @@ def make_environment() -> Path:
 
 
 def make_folders(root: Path) -> None:
-    """Write what `check.py` loads: both formats, twins that differ in one byte, and the real crops where they are."""
+    """Write what `check.py` loads: both formats, twins one byte apart, many crops, the real ones where they are."""
     crops = write_crops(root / "crops", [*crop_names(), "bounding_box_train/00000_c000s0_1.png"])
     (crops / "cameras.csv").write_text(CAMERAS)
     for format_ in ("parquet", "webdataset"):
         pack_folder(crops, root / format_ / "entire-id", format=format_)
         if REAL_CROPS.is_dir():
             pack_folder(REAL_CROPS, root / f"real-{format_}" / "entire-id", format=format_)
+    many_crops(root / "many", people=60, shots=4)
     for twin in "ab":
         twin_crops = write_crops(root / f"crops-{twin}", crop_names())
         (twin_crops / "query" / "00000_c000s0_760487.jpg").write_bytes(image_bytes(99) + twin.encode())
@@ -53,7 +54,11 @@ def main() -> None:
         make_folders(root)
         real = str(REAL_CROPS) if REAL_CROPS.is_dir() else ""
         environment = {**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        subprocess.run([python, HERE / "check.py", root, real], check=True, env=environment)
+        subprocess.run(
+            [python, HERE / "check.py", root, real, ROOT / "loading_script" / "load_entire_id.py"],
+            check=True,
+            env=environment,
+        )
 
 
 if __name__ == "__main__":
