@@ -19,6 +19,10 @@
     ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
     ├── RepositoryNotFoundError (FileNotFoundError)  no such repository or revision, or it cannot be reached
     ├── DownloadError (OSError)               bytes of a remote data set cannot be fetched
+    ├── HubError (OSError)                    the Hub refuses to do something, or does not answer
+    ├── PublishError (ValueError)             a data set is not fit to be published
+    ├── VersionExistsError (FileExistsError)  a version of that number was published
+    ├── RemoteChangedError (RuntimeError)     a repository is no longer what a plan was made for
     ├── ManifestError (ValueError)            a data set is not what its manifest says
     │   └── CorruptCropError                  one crop's bytes are not those that were packed
     ├── SelectionError (ValueError)           crops cannot be chosen, labelled or joined as asked
@@ -55,6 +59,7 @@ __all__ = [
     "EntireIdError",
     "EvaluationError",
     "FeaturesError",
+    "HubError",
     "ImageDecodeError",
     "LayoutNotFoundError",
     "ManifestError",
@@ -63,6 +68,8 @@ __all__ = [
     "NothingToPackError",
     "OutputExistsError",
     "PreviousVersionError",
+    "PublishError",
+    "RemoteChangedError",
     "RepositoryNotFoundError",
     "SamplingError",
     "SelectionError",
@@ -71,6 +78,7 @@ __all__ = [
     "SourceUnreachableError",
     "SplitNotFoundError",
     "TableError",
+    "VersionExistsError",
     "WorkerDiedError",
     "WriteFailedError",
 ]
@@ -271,6 +279,42 @@ class DownloadError(EntireIdError, OSError):
         which = f"bytes {start:,} to {stop:,}" if stop is not None else "the file"
         tries = "once" if attempts == 1 else f"{attempts} times"
         super().__init__(f"{url!r}: {which} cannot be fetched ({reason}); tried {tries}")
+
+
+class HubError(EntireIdError, OSError):
+    """The Hub refuses to do something, or does not answer."""
+
+    def __init__(self, name: str, what: str) -> None:
+        self.name = name
+        again = "Once that is mended, type the same command again: it goes on where it stopped"
+        super().__init__(f"the Hub does not do what was asked of {name!r} ({what}). {again}")
+
+
+class PublishError(EntireIdError, ValueError):
+    """A data set is not fit to be published, or not to that repository."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r} is not published: {what}")
+
+
+class VersionExistsError(EntireIdError, FileExistsError):
+    """A version of that number was published; it never changes."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name = name
+        self.version = version
+        again = "Pack again with a higher one: entire-id pack CROPS NEW --version VERSION --previous OLD"
+        super().__init__(f"{name!r} has a version {version} with other content, and a version never changes. {again}")
+
+
+class RemoteChangedError(EntireIdError, RuntimeError):
+    """A repository is not, or no longer, what a plan was made for: somebody else changes it."""
+
+    def __init__(self, name: str, what: str) -> None:
+        self.name = name
+        again = "Nothing was taken back. Make a new plan, and see what differs, by leaving --apply out"
+        super().__init__(f"{name!r} was changed by somebody else meanwhile ({what}). {again}")
 
 
 class ManifestError(EntireIdError, ValueError):

@@ -1,1 +1,1 @@
-"""What a published version needs beside its files: the card."""
+"""Versions of a data set on the Hugging Face Hub: its card, publishing, verifying, rolling back, withdrawing."""

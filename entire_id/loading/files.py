@@ -16,14 +16,13 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from entire_id.errors import DatasetNotFoundError, DownloadError
 from entire_id.loading.cache import RangeCache
-from entire_id.loading.hf import repository_of
-from entire_id.remote import RemoteFolder, is_url, place_of
+from entire_id.remote import RemoteFolder, place_of
+from entire_id.repository import repository_at
 
 __all__ = ["FetchFailedError", "FetchOptions", "Files", "LocalFiles", "Place", "RemoteFiles", "open_files"]
 
 _T = TypeVar("_T")
 
-_HUB = "hf://datasets/"
 _MAX_OPEN = 256  # shards kept open: a process may open 1,024 files unless it is told otherwise
 _MAX_WAIT_S = 30.0
 _LOOK_EVERY_S = 0.5  # how late a wait notices that the program ends
@@ -96,8 +95,8 @@ def open_files(where: str | Path, options: FetchOptions | None = None) -> Files:
     """Return the files of the data set at `where`; what a revision means is asked once, here.
 
     Args:
-        where: a folder; a repository on the Hub, `owner/name` or `hf://datasets/owner/name[@revision]`; or a URL:
-            `https://host/folder`, `s3://bucket/folder` … A `Path` is always a folder, and a folder wins over a
+        where: a folder; a repository on the Hub, `owner/name[@revision]` or `hf://datasets/owner/name[@revision]`; or a
+            URL: `https://host/folder`, `s3://bucket/folder` … A `Path` is always a folder, and a folder wins over a
             repository of that name.
         options: how remote bytes are fetched; `FetchOptions()` by default.
 
@@ -113,13 +112,13 @@ def open_files(where: str | Path, options: FetchOptions | None = None) -> Files:
         b'camid'
     """
     options = options or FetchOptions()
-    name, revision = _repository(where, options.revision)
-    if name:
+    repository = repository_at(where, options.revision)
+    if repository is not None:
         from entire_id.loading.web import HubPlace
 
-        return RemoteFiles(HubPlace.resolve(name, revision, options.timeout_s), options)
-    if revision is not None:
-        raise ValueError(f"revision {revision!r} belongs to a repository; {str(where)!r} is none")
+        return RemoteFiles(HubPlace.resolve(*repository, options.timeout_s), options)
+    if options.revision is not None:
+        raise ValueError(f"revision {options.revision!r} belongs to a repository; {str(where)!r} is none")
     place = place_of(where)
     if isinstance(place, Path):
         return LocalFiles(place.expanduser())
@@ -128,16 +127,6 @@ def open_files(where: str | Path, options: FetchOptions | None = None) -> Files:
 
         return RemoteFiles(WebPlace(place, options.timeout_s), options)
     return RemoteFiles(FolderPlace(place), options)
-
-
-def _repository(where: str | Path, revision: str | None) -> tuple[str | None, str | None]:
-    """Return the repository that `where` means, None for none, and its revision."""
-    if isinstance(where, Path) or (is_url(where) and not where.startswith(_HUB)):
-        return None, revision
-    name, at, stated = where.partition("@") if where.startswith(_HUB) else (where, "", "")
-    if at and revision not in (None, stated):
-        raise ValueError(f"{where!r} names revision {stated!r}, the options name {revision!r}")
-    return repository_of(name), stated if at else revision
 
 
 class LocalFiles:

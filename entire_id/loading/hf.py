@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entire_id.errors import (
-    ConfigNotFoundError,
-    DatasetNotFoundError,
-    ManifestError,
-    RepositoryNotFoundError,
-    SplitNotFoundError,
-)
+from entire_id.errors import ConfigNotFoundError, ManifestError, RepositoryNotFoundError, SplitNotFoundError
+from entire_id.repository import HUB, hub_file, repository_at
 from entire_id.shards.configs import content_description, loading_rules, render_readme
 from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, read_manifest
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["hub_errors", "hub_file", "load", "repository_of"]
-
-_PREFIX = "hf://datasets/"
-_NEITHER = "no such folder, and no repository name (owner/name)"
+__all__ = ["load"]
 
 
 def load(
@@ -40,8 +30,8 @@ def load(
     A folder's files are compared with its manifest by name and size; `entire-id verify` looks at every byte.
 
     Args:
-        path: a packed folder, or a repository `owner/name` on the Hugging Face Hub. A folder of that name wins;
-            `hf://datasets/owner/name` always means the Hub.
+        path: a packed folder, or a repository `owner/name` on the Hugging Face Hub, also `owner/name@v1.0.0`. A folder
+            of that name wins; `hf://datasets/owner/name` always means the Hub.
         config: `default`, `test` (query and gallery), `meta` (no pixels), or a continent.
         split: `train`, `val`, `query` or `gallery`; a slice such as `gallery[:100]` unless streaming. All by default.
         streaming: read rows as they are asked for, instead of converting all of them first.
@@ -63,17 +53,18 @@ def load(
 
     if streaming and split is not None and "[" in split:
         raise ValueError(f"a stream has no slices ({split!r}); take the split, then .skip(n) and .take(n)")
-    name = repository_of(path)
-    if name is None:
+    repository = repository_at(path, revision)
+    if repository is None:
         folder = Path(path).expanduser()
         if revision is not None:
             raise ValueError(f"revision {revision!r} belongs to a repository; {str(path)!r} is a folder")
         _check_names(path, _check_folder(folder), config, split)
         builder = datasets.load_dataset_builder(str(folder.resolve()), config)
     else:
+        name, revision = repository
         commit, configs = _check_repository(name, revision)
         _check_names(path, configs, config, split)
-        builder = datasets.load_dataset_builder(_PREFIX + name, config, revision=commit)
+        builder = datasets.load_dataset_builder(HUB + name, config, revision=commit)
         if builder.hash != commit:  # offline, `datasets` takes the newest commit of its cache, whatever was asked for
             why = f"revision {revision or 'main'} is not in the cache, and the Hub cannot be reached"
             raise RepositoryNotFoundError(name, why)
@@ -81,20 +72,6 @@ def load(
         return builder.as_streaming_dataset(split)
     builder.download_and_prepare()
     return builder.as_dataset(split)
-
-
-def repository_of(path: str | Path) -> str | None:
-    """Return the repository `owner/name` that `path` means, None for a folder of this machine.
-
-    Raises:
-        DatasetNotFoundError: it is neither.
-    """
-    if not str(path).startswith(_PREFIX) and Path(path).expanduser().is_dir():
-        return None
-    name = str(path).removeprefix(_PREFIX)
-    if "/" not in name:
-        raise DatasetNotFoundError(path, _NEITHER)
-    return name
 
 
 def _check_folder(folder: Path) -> dict[str, list[str]]:
@@ -131,42 +108,6 @@ def _check_repository(name: str, revision: str | None) -> tuple[str, dict[str, l
     if not configs or any(entry.get("description") != content_description(digest) for entry in configs):
         raise ManifestError(f"{name}/{README_FILE}", "it describes another content than manifest.json")
     return commit, _splits(rules)
-
-
-def hub_file(name: str, path: str, revision: str | None) -> tuple[str, Path]:
-    """Return the commit that `revision` of a repository means now, and a copy of the file `path` at its root.
-
-    Raises:
-        DatasetNotFoundError: `name` is no name of a repository.
-        RepositoryNotFoundError: see `hub_errors`.
-    """
-    from huggingface_hub import hf_hub_download
-
-    with hub_errors(name):
-        file = Path(hf_hub_download(name, path, repo_type="dataset", revision=revision))
-    return file.parent.name, file
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into errors of this package.
-
-    Raises:
-        DatasetNotFoundError: `name` is no name of a repository.
-        RepositoryNotFoundError: no such repository or revision, access to it is gated, or it cannot be reached.
-    """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        yield
-    except HFValidationError as error:
-        raise DatasetNotFoundError(name, _NEITHER) from error
-    except GatedRepoError as error:
-        raise RepositoryNotFoundError(name, "access is gated: ask for it on its page, then `hf auth login`") from error
-    except LocalEntryNotFoundError as error:
-        raise RepositoryNotFoundError(name, "the Hub cannot be reached, and it is not in the cache") from error
-    except HfHubHTTPError as error:
-        raise RepositoryNotFoundError(name, f"the Hub says no ({str(error).splitlines()[0]})") from error
 
 
 def _splits(rules: dict[str, Any]) -> dict[str, list[str]]:

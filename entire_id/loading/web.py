@@ -17,8 +17,8 @@ from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
 from entire_id.loading.files import FetchFailedError
-from entire_id.loading.hf import hub_errors, hub_file
 from entire_id.remote import shown
+from entire_id.repository import hub_errors, hub_file
 from entire_id.shards.manifest import MANIFEST_FILE
 
 __all__ = ["HubPlace", "WebPlace"]

@@ -381,11 +381,11 @@ def test_revision_belongs_to_a_repository(folder: Path) -> None:
     for where in (folder, "http://127.0.0.1:1/set"):
         with pytest.raises(ValueError, match="'v1' belongs to a repository"):
             open_files(where, FetchOptions(revision="v1"))
-    with pytest.raises(ValueError, match="names revision 'v2', the options name 'v1'"):
+    with pytest.raises(ValueError, match="names revision 'v2', and 'v1' was asked for"):
         open_files("hf://datasets/owner/name@v2", FetchOptions(revision="v1"))
 
 
-@pytest.mark.parametrize("where", ["owner/entire-id", "hf://datasets/owner/entire-id@v1.0.0"])
+@pytest.mark.parametrize("where", ["owner/entire-id", "owner/entire-id@v1.0.0", "hf://datasets/owner/entire-id@v1.0.0"])
 def test_repository(hub: WebServer, packed: Path, where: str) -> None:
     files = open_files(where, QUICK)
     assert files.name == f"hf://datasets/owner/entire-id@{COMMIT}"

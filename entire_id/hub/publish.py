@@ -1,0 +1,374 @@
+"""A packed data set → a tagged version on the Hub: a plan of what travels, then steps that go on after any break.
+
+    folder ── plan_publish ──► PublishPlan ── publish ──► staging branch ──► one commit on main ──► tag
+
+Nobody sees a half-made version: files go to a branch of their own, the Hub's listing of it is compared with the
+manifest, and only then one commit brings them all to `main`, from inside the Hub. Every step first looks what is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from entire_id.errors import HubError, PublishError, RemoteChangedError, RepositoryNotFoundError, VersionExistsError
+from entire_id.hub.repo import MAIN, Access, Gate, HubRepo, Refs, Tree, is_same
+from entire_id.records import Progress, no_progress
+from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, FileEntry, Manifest, file_digest, read_manifest
+from entire_id.shards.verify import verify
+
+__all__ = ["PublishConfig", "PublishPlan", "Published", "plan_publish", "publish", "read_plan", "tag_of"]
+
+_SHARD_FOLDERS = ("data/", "meta/")
+_COMMIT_FILES = 50  # in one commit: the Hub gives up after 60 s, and recommends 50 to 100
+_PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PublishConfig:
+    """How to publish.
+
+    Attributes:
+        public: the repository may be seen by everybody; a new one is made so. Without it a public one is refused.
+        gate: who gets in. See `Gate`.
+        jobs: processes that verify the folder.
+    """
+
+    public: bool = False
+    gate: Gate = "manual"
+    jobs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PublishPlan:
+    """What publishing will do, for a repository as it was seen.
+
+    Attributes:
+        repo: `owner/name`.
+        version: of the content; the tag is `v<version>`.
+        content_sha256: digest of the content.
+        parent: commit of `main` that was seen; None where the repository is to be made.
+        private: whether a new repository will be private; None for one that is there.
+        gate: who will get in; None where it stays as it is.
+        files: every file of the version.
+        add: paths of those that `main` does not have so.
+        delete: paths of `main` that the version does not have.
+        others: paths of `main` that belong to no version, and stay.
+        upload_bytes: size of the files whose bytes the Hub has nowhere in the repository: at most that much travels.
+        is_published: the version is there, and the same.
+    """
+
+    repo: str
+    version: str
+    content_sha256: str
+    parent: str | None
+    private: bool | None
+    gate: Gate | None
+    files: tuple[FileEntry, ...]
+    add: tuple[str, ...]
+    delete: tuple[str, ...]
+    others: tuple[str, ...]
+    upload_bytes: int
+    is_published: bool
+
+    def to_json(self) -> str:
+        """Return the text of a plan's file; `read_plan` reads it."""
+        fields = {"plan": _PLAN_FORMAT, **asdict(self)}
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was published.
+
+    Attributes:
+        tag: its name.
+        commit: that it means.
+        uploaded: paths that were sent now; those that an interrupted run had sent are not among them.
+    """
+
+    tag: str
+    commit: str
+    uploaded: tuple[str, ...]
+
+
+def tag_of(version: str) -> str:
+    """Return the tag of a version.
+
+    >>> tag_of("1.2.0")
+    'v1.2.0'
+    """
+    return f"v{version}"
+
+
+def read_plan(path: Path) -> PublishPlan:
+    """Return the plan that a file holds.
+
+    Raises:
+        PublishError: it holds none.
+        OSError: it cannot be read.
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields.pop("plan") != _PLAN_FORMAT:
+            raise KeyError("plan")
+        fields["files"] = tuple(FileEntry(**entry) for entry in fields["files"])
+        lists = {name: tuple(fields[name]) for name in ("add", "delete", "others")}
+        return PublishPlan(**{**fields, **lists})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PublishError(path, f"no plan of this version of entire-id ({error}). Make one with --plan") from error
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def plan_publish(
+    folder: str | Path, repo: HubRepo, config: PublishConfig | None = None, progress: Progress = no_progress
+) -> PublishPlan:
+    """Verify a folder and return what publishing it would do; nothing is changed.
+
+    Args:
+        folder: a packed data set with its card.
+        repo: where to.
+        config: how; `PublishConfig()` by default.
+        progress: told how far the verification is.
+
+    Raises:
+        PublishError: something is wrong with the folder, its card names no licence, or the repository is public.
+        VersionExistsError: that version was published, and is another.
+        DatasetNotFoundError, ManifestError: no data set lies in the folder.
+        HubError, RepositoryNotFoundError: the Hub refuses, or does not answer.
+    """
+    folder, config = Path(folder), config or PublishConfig()
+    manifest = read_manifest(folder)
+    _check_folder(folder, config, progress)
+    files = _files(folder, manifest)
+    access = repo.access()
+    if access is None:
+        return _plan(repo, manifest, files, config)
+    if not access.private and not config.public:
+        raise PublishError(folder, f"everybody may see {repo.name!r}. Make it private, or say --public")
+    refs = repo.refs()
+    tree = repo.tree(MAIN)
+    _check_loadable(repo.name, tree)
+    tag = refs.tags.get(tag_of(manifest.version))
+    if tag is not None and not _is_there(files, repo.tree(tag), folder):
+        raise VersionExistsError(repo.name, manifest.version)
+    known = {file.sha256 for name in _known_commits(refs) for file in repo.tree(name).values()}
+    return _plan(
+        repo,
+        manifest,
+        files,
+        config,
+        access=access,
+        parent=refs.branches[MAIN],
+        tree=tree,
+        same={entry.path for entry in files if is_same(entry, tree.get(entry.path), folder)},
+        known=known,
+        is_published=tag is not None,
+    )
+
+
+def _plan(  # noqa: PLR0913 what was found
+    repo: HubRepo,
+    manifest: Manifest,
+    files: tuple[FileEntry, ...],
+    config: PublishConfig,
+    *,
+    access: Access | None = None,
+    parent: str | None = None,
+    tree: Tree | None = None,
+    same: Iterable[str] = (),
+    known: Iterable[str] = (),
+    is_published: bool = False,
+) -> PublishPlan:
+    paths, same, known = {entry.path for entry in files}, set(same), set(known)
+    strangers = sorted((tree or {}).keys() - paths)
+    delete = _outdated(strangers)
+    return PublishPlan(
+        repo=repo.name,
+        version=manifest.version,
+        content_sha256=manifest.content_sha256,
+        parent=parent,
+        private=None if access else not config.public,
+        gate=config.gate if access is None or (access.gate == "none" and config.gate != "none") else None,
+        files=files,
+        add=tuple(entry.path for entry in files if entry.path not in same),
+        delete=tuple(delete),
+        others=tuple(path for path in strangers if path not in delete),
+        upload_bytes=sum(e.bytes for e in files if e.path not in same and e.sha256 not in known),
+        is_published=is_published,
+    )
+
+
+def _outdated(strangers: Iterable[str]) -> list[str]:
+    """Return the files of no version that would be loaded with it: those among the shards."""
+    return [path for path in strangers if path.startswith(_SHARD_FOLDERS)]
+
+
+def _known_commits(refs: Refs) -> set[str]:
+    """Return the commits whose large files the Hub keeps, so that they need not travel."""
+    return {*refs.branches.values(), *refs.tags.values()}
+
+
+def _files(folder: Path, manifest: Manifest) -> tuple[FileEntry, ...]:
+    """Return every file of the version: those of the manifest, itself, and the card."""
+    own = [
+        FileEntry(name, 0, (folder / name).stat().st_size, file_digest(folder / name))
+        for name in (MANIFEST_FILE, README_FILE)
+    ]
+    return tuple(sorted([*manifest.files, *own], key=lambda entry: entry.path))
+
+
+def _check_folder(folder: Path, config: PublishConfig, progress: Progress) -> None:
+    report = verify(folder, progress, jobs=config.jobs)
+    if report.problems:
+        first = report.problems[0]
+        what = f"{len(report.problems):,} problems, the first: {first.where}: {first.detail}"
+        raise PublishError(folder, f"{what}. See them with: entire-id verify {folder}")
+
+
+def _check_loadable(name: str, tree: Tree) -> None:
+    script = f"{name.rpartition('/')[2]}.py"
+    if script in tree:
+        what = f"it holds {script}, for which `datasets` refuses the whole repository. Delete that file first"
+        raise PublishError(name, what)
+
+
+def _is_there(files: Iterable[FileEntry], tree: Tree, folder: Path) -> bool:
+    """Tell whether a revision is the version: every file of it, and no other shard."""
+    files = list(files)
+    strangers = tree.keys() - {entry.path for entry in files}
+    return not _outdated(strangers) and all(is_same(entry, tree.get(entry.path), folder) for entry in files)
+
+
+# --- doing it ---------------------------------------------------------------------------------------------------------
+
+
+def publish(
+    folder: str | Path, repo: HubRepo, plan: PublishPlan, progress: Progress = no_progress, *, forget: bool = False
+) -> Published:
+    """Do what `plan` says, and return what was done. After a break the same call goes on.
+
+    Args:
+        folder: the data set that the plan was made for.
+        repo: the repository that it was made for.
+        plan: what to do.
+        progress: told how far it is.
+        forget: leave nothing of the history of `main` but this version.
+
+    Raises:
+        RemoteChangedError: the repository is not what the plan saw, or somebody else publishes too.
+        VersionExistsError: that version was published, and is another.
+        PublishError: the folder is not what the plan saw.
+        HubError, RepositoryNotFoundError: the Hub refuses, or does not answer.
+    """
+    folder = Path(folder)
+    _check_same(folder, plan)
+    tag, staging = tag_of(plan.version), f"publish-{tag_of(plan.version)}"
+    if plan.private is not None:
+        repo.create(private=plan.private)
+    if plan.gate is not None:
+        repo.set_gate(plan.gate)
+    refs = repo.refs()
+    uploaded: tuple[str, ...] = ()
+    if tag in refs.tags:
+        commit = refs.tags[tag]
+        if not _is_there(plan.files, repo.tree(commit), folder):
+            raise VersionExistsError(repo.name, plan.version)
+    else:
+        commit, uploaded = _bring(folder, repo, plan, refs, staging, progress)
+        if forget:
+            repo.squash(MAIN, f"Version {plan.version}")
+            commit = repo.refs().branches[MAIN]
+            _check_there(folder, repo, plan, commit)
+        _tag(folder, repo, plan, commit)
+    if staging in repo.refs().branches:
+        repo.delete_branch(staging)
+    return Published(tag, commit, uploaded)
+
+
+def _check_same(folder: Path, plan: PublishPlan) -> None:
+    digests = {entry.path: entry.sha256 for entry in plan.files}
+    for name in (MANIFEST_FILE, README_FILE):
+        try:
+            is_there = file_digest(folder / name) == digests.get(name)
+        except OSError as error:
+            raise PublishError(folder, f"{name} cannot be read ({error})") from error
+        if not is_there:
+            raise PublishError(folder, f"{name} is not the one that the plan was made for. Make a new plan")
+
+
+def _bring(
+    folder: Path, repo: HubRepo, plan: PublishPlan, refs: Refs, staging: str, progress: Progress
+) -> tuple[str, tuple[str, ...]]:
+    """Bring the version to `main`, if it is not there; return its commit, and which files were sent."""
+    head = refs.branches[MAIN]
+    tree = repo.tree(head)
+    if _is_there(plan.files, tree, folder):
+        return head, ()
+    _check_parent(repo, plan, head, tree)
+    source, uploaded = _stage(folder, repo, plan, head, staging, progress)
+    missing = [entry.path for entry in plan.files if not is_same(entry, tree.get(entry.path), folder)]
+    outdated = _outdated(tree.keys() - {entry.path for entry in plan.files})
+    commit = repo.copy(MAIN, head, source, missing, outdated, f"Version {plan.version}")
+    _check_there(folder, repo, plan, commit)
+    return commit, uploaded
+
+
+def _check_parent(repo: HubRepo, plan: PublishPlan, head: str, tree: Tree) -> None:
+    if plan.parent is None:
+        if _outdated(tree):
+            raise RemoteChangedError(repo.name, "it was not there when the plan was made, and holds shards now")
+    elif plan.parent != head:
+        raise RemoteChangedError(repo.name, f"{MAIN} is at {head[:8]}, the plan saw {plan.parent[:8]}")
+
+
+def _stage(
+    folder: Path, repo: HubRepo, plan: PublishPlan, head: str, staging: str, progress: Progress
+) -> tuple[str, tuple[str, ...]]:
+    """Bring the version to the staging branch; return the commit there, and which files were sent."""
+    repo.create_branch(staging, head)
+    commit = repo.refs().branches[staging]
+    tree = repo.tree(commit)
+    missing = [entry for entry in plan.files if not is_same(entry, tree.get(entry.path), folder)]
+    missing.sort(key=lambda entry: entry.path in (MANIFEST_FILE, README_FILE))  # they come last
+    delete: list[str] = _outdated(tree.keys() - {entry.path for entry in plan.files})
+    total, done = sum(entry.bytes for entry in missing), 0
+    for start in range(0, len(missing), _COMMIT_FILES):
+        batch = missing[start : start + _COMMIT_FILES]
+        sent: Mapping[str, Path] = {entry.path: folder / entry.path for entry in batch}
+        what = f"Version {plan.version}: {start + len(batch)} of {len(missing)} files"
+        progress("uploading", done, total, f"{start:,} of {len(missing):,} files")
+        commit = repo.upload(staging, commit, sent, delete, what)
+        delete = []
+        done += sum(entry.bytes for entry in batch)
+    if delete:
+        commit = repo.upload(staging, commit, {}, delete, f"Version {plan.version}: old shards go")
+    progress("uploading", total, total, f"{len(missing):,} of {len(missing):,} files")
+    _check_there(folder, repo, plan, commit)
+    return commit, tuple(entry.path for entry in missing)
+
+
+def _check_there(folder: Path, repo: HubRepo, plan: PublishPlan, commit: str) -> None:
+    """Compare what the Hub lists with the manifest: names, sizes, digests."""
+    tree = repo.tree(commit)
+    wrong: list[Any] = [entry.path for entry in plan.files if not is_same(entry, tree.get(entry.path), folder)]
+    wrong += _outdated(tree.keys() - {entry.path for entry in plan.files})
+    if wrong:
+        raise HubError(repo.name, f"at {commit[:8]} {len(wrong):,} files are not those of the manifest: {wrong[0]} …")
+
+
+def _tag(folder: Path, repo: HubRepo, plan: PublishPlan, commit: str) -> None:
+    tag = tag_of(plan.version)
+    try:
+        repo.create_tag(tag, commit, f"content sha256:{plan.content_sha256}")
+    except RemoteChangedError:  # somebody was quicker, or an answer was lost
+        found = repo.refs().tags.get(tag)
+        if found is None or not _is_there(plan.files, repo.tree(found), folder):
+            raise VersionExistsError(repo.name, plan.version) from None
+    except RepositoryNotFoundError as error:
+        raise RemoteChangedError(repo.name, "the commit to be tagged is gone") from error
