@@ -12,15 +12,26 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from entire_id.errors import HubError, PublishError, RemoteChangedError, RepositoryNotFoundError, VersionExistsError
+from entire_id.hub.card import licence_of
+from entire_id.hub.changelog import changelog_versions
 from entire_id.hub.repo import MAIN, Access, Gate, HubRepo, Refs, Tree, is_same
 from entire_id.records import Progress, no_progress
-from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, FileEntry, Manifest, file_digest, read_manifest
+from entire_id.shards.manifest import (
+    MANIFEST_FILE,
+    README_FILE,
+    VERSION,
+    FileEntry,
+    Manifest,
+    file_digest,
+    read_manifest,
+)
 from entire_id.shards.verify import verify
 
-__all__ = ["PublishConfig", "PublishPlan", "Published", "plan_publish", "publish", "read_plan", "tag_of"]
+__all__ = ["PublishConfig", "PublishPlan", "Published", "plan_publish", "publish", "read_plan", "tag_of", "version_of"]
 
 _SHARD_FOLDERS = ("data/", "meta/")
 _COMMIT_FILES = 50  # in one commit: the Hub gives up after 60 s, and recommends 50 to 100
@@ -104,6 +115,16 @@ def tag_of(version: str) -> str:
     return f"v{version}"
 
 
+def version_of(tag: str) -> str | None:
+    """Return the version that a tag names; None where it names something else.
+
+    >>> version_of("v1.2.0"), version_of("draft")
+    ('1.2.0', None)
+    """
+    version = tag.removeprefix("v")
+    return version if tag.startswith("v") and VERSION.fullmatch(version) else None
+
+
 def read_plan(path: Path) -> PublishPlan:
     """Return the plan that a file holds.
 
@@ -154,6 +175,7 @@ def plan_publish(
     refs = repo.refs()
     tree = repo.tree(MAIN)
     _check_loadable(repo.name, tree)
+    _check_changelog(folder, refs)
     tag = refs.tags.get(tag_of(manifest.version))
     if tag is not None and not _is_there(files, repo.tree(tag), folder):
         raise VersionExistsError(repo.name, manifest.version)
@@ -228,7 +250,20 @@ def _check_folder(folder: Path, config: PublishConfig, progress: Progress) -> No
     if report.problems:
         first = report.problems[0]
         what = f"{len(report.problems):,} problems, the first: {first.where}: {first.detail}"
-        raise PublishError(folder, f"{what}. See them with: entire-id verify {folder}")
+        raise PublishError(folder, f"{what}. See them with: entire-id verify {quote(str(folder))}")
+    readme = (folder / README_FILE).read_text("utf-8")
+    if licence_of(readme) is None:
+        what = "its README states no licence. Make a card: entire-id card --example > card.toml, fill it in, then"
+        raise PublishError(folder, f"{what} entire-id card {quote(str(folder))} --facts card.toml")
+
+
+def _check_changelog(folder: Path, refs: Refs) -> None:
+    """Refuse a card that does not say what became of the versions that were published."""
+    told = {tag_of(version) for version in changelog_versions((folder / README_FILE).read_text("utf-8"))}
+    untold = [tag for tag in refs.tags if version_of(tag) and tag not in told]
+    if untold:
+        what = f"the changelog of its card leaves out {', '.join(sorted(untold))}. Make the card with"
+        raise PublishError(folder, f"{what}: entire-id card {quote(str(folder))} --facts card.toml --previous OLD")
 
 
 def _check_loadable(name: str, tree: Tree) -> None:
