@@ -14,6 +14,8 @@
     ├── ClusterError (RuntimeError)           a Ray cluster does not answer, or breaks down
     ├── MissingExtraError (ImportError)       a package that only some need is not installed
     ├── PreviousVersionError (ValueError)     a version cannot follow the previous one
+    ├── ErasureError (ValueError)             people or crops cannot be taken out as asked
+    ├── TombstonesError (ValueError)          tombstones, or the secret that made them, cannot be used
     ├── NothingToPackError (ValueError)       no crop survived
     ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
     ├── RepositoryNotFoundError (FileNotFoundError)  no such repository or revision, or it cannot be reached
@@ -51,6 +53,7 @@ __all__ = [
     "DatasetNotFoundError",
     "DownloadError",
     "EntireIdError",
+    "ErasureError",
     "EvaluationError",
     "FeaturesError",
     "ImageDecodeError",
@@ -69,6 +72,7 @@ __all__ = [
     "SourceUnreachableError",
     "SplitNotFoundError",
     "TableError",
+    "TombstonesError",
     "WorkerDiedError",
     "WriteFailedError",
 ]
@@ -221,6 +225,22 @@ class PreviousVersionError(EntireIdError, ValueError):
     def __init__(self, path: str | Path, what: str) -> None:
         self.path = str(path)
         super().__init__(f"the new version cannot follow {self.path!r}: {what}")
+
+
+class ErasureError(EntireIdError, ValueError):
+    """People or crops cannot be taken out of a data set as asked."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"nothing was taken out of {self.path!r}: {what}")
+
+
+class TombstonesError(EntireIdError, ValueError):
+    """Tombstones, or the secret that made them, cannot be used."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}")
 
 
 class NothingToPackError(EntireIdError, ValueError):

@@ -214,7 +214,7 @@ def _restore_readme(bench: _Bench) -> str | None:
 
 
 def _restore_cameras(bench: _Bench, listing: Listing) -> str | None:
-    text = cameras_csv(bench.source.cameras, listing).encode()
+    text = cameras_csv(bench.source.cameras, listing.views).encode()
     (entry,) = (entry for entry in bench.manifest.files if entry.path == CAMERAS_FILE)
     if hashlib.sha256(text).hexdigest() != entry.sha256:
         return "it comes out differently: the cameras.csv or the crops of the source are not those that were packed"
