@@ -266,7 +266,7 @@ def read_names(path: Path) -> tuple[str, ...]:
         ErasureError: it cannot be read, or names nothing.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
+        names = tuple(line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ErasureError(path, f"the list cannot be read ({error})") from error
     if not names:
