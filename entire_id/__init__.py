@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from entire_id.loading.stream import PKStream, StreamOptions
     from entire_id.loading.transforms import EvalTransform, TrainTransform, on_pil
     from entire_id.shards.diff import diff_versions
+    from entire_id.shards.erase import EraseRequest, erase
     from entire_id.shards.manifest import Manifest, read_manifest
     from entire_id.shards.pack import PackConfig, pack
     from entire_id.shards.repair import repair
@@ -44,6 +45,7 @@ __all__ = [
     "CropReader",
     "Draw",
     "EntireIdError",
+    "EraseRequest",
     "EvalTransform",
     "FeatureAccumulator",
     "FetchOptions",
@@ -66,6 +68,7 @@ __all__ = [
     "compute_metrics",
     "diff_versions",
     "embed",
+    "erase",
     "evaluate",
     "evaluate_blocks",
     "evaluate_camera_pairs",
@@ -113,6 +116,7 @@ _HOMES = {
     "loading.stream": ["PKStream", "StreamOptions"],
     "loading.transforms": ["EvalTransform", "TrainTransform", "on_pil"],
     "shards.diff": ["diff_versions"],
+    "shards.erase": ["EraseRequest", "erase"],
     "shards.manifest": ["Manifest", "read_manifest"],
     "shards.pack": ["PackConfig", "pack"],
     "shards.repair": ["repair"],

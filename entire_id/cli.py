@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from entire_id.evaluation.reranking import RerankConfig
     from entire_id.evaluation.scores import Scores
     from entire_id.score import ScoringConfig
+    from entire_id.shards.caches import Leftover
+    from entire_id.shards.erase import ErasePlan, EraseReport
     from entire_id.shards.manifest import Manifest
     from entire_id.shards.pack import PackReport
     from entire_id.shards.repair import RepairReport
@@ -83,6 +85,12 @@ class TieRule(StrEnum):
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same bytes.")]
 JobsOption = Annotated[int, typer.Option(min=1, help="Processes at work.")]
+TombstonesOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="What was erased for good, as keyed hashes; needs --secret.")
+]
+SecretOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Secret of the tombstones. Keep it out of every data set.")
+]
 LayoutOption = Annotated[str, typer.Option(help="Naming family of a folder or zip.")]
 CamerasOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="cameras.csv with camid, continent. [default: beside the crops]")
@@ -251,6 +259,8 @@ def pack(
         str | None,
         typer.Option(metavar="ADDR", help="Ray cluster to join: auto or host:port. [default: one of this machine]"),
     ] = None,
+    tombstones: TombstonesOption = None,
+    secret: SecretOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pack loose crops into shards that `load_dataset` reads."""
@@ -263,7 +273,19 @@ def pack(
     old = _here(previous)
     with _usage():
         config = PackConfig(
-            version, format_.value, name, shard_size, seed, strict, decode, jobs, old, engine.value, address
+            version=version,
+            format=format_.value,
+            name=name,
+            shard_rows=shard_size,
+            seed=seed,
+            strict=strict,
+            decode=decode,
+            jobs=jobs,
+            previous=old,
+            engine=engine.value,
+            address=address,
+            tombstones=tombstones,
+            secret=secret,
         )
     opened = open_source(source, layout, cameras)
     unusable = sorted(str(camera.camid) for camera in opened.cameras if camera.continent is None)
@@ -462,6 +484,104 @@ def card(
     with _progress() as progress:
         write_card(folder, stated, previous=previous, notes=notes, progress=progress)
     _say(f"wrote {folder / 'README.md'}\nnext: read it, then: entire-id verify {_quote(folder)}")
+
+
+@app.command()
+def erase(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to make: the version without them.")],
+    person: Annotated[
+        list[str] | None, typer.Option(metavar="PART/PID", help="Person to take out, such as test/17; repeatable.")
+    ] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Key of a crop to take out; repeatable.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="File with a person or a key a line.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="Version of what remains. [default: the next minor one]")] = "",
+    tombstones: TombstonesOption = None,
+    secret: SecretOption = None,
+    new_secret: Annotated[bool, typer.Option("--new-secret", help="Make the secret if it is not there.")] = False,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to append a line to: what was done and why, not to whom.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the log; must name nobody.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and write nothing.")] = False,
+    jobs: JobsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Take people or crops out: a new version without them, and a list that keeps them out of later ones."""
+    from entire_id.shards.caches import caches_of
+    from entire_id.shards.erase import EraseRequest, plan_erasure, read_names
+    from entire_id.shards.erase import erase as erase_people
+    from entire_id.shards.manifest import read_manifest
+
+    listed = () if from_ is None else read_names(from_)
+    with _usage():
+        request = EraseRequest(
+            people=tuple(person or ()),
+            keys=tuple(key or ()),
+            listed=listed,
+            version=version,
+            jobs=jobs,
+            tombstones=tombstones,
+            secret=secret,
+            new_secret=new_secret,
+            log=log,
+            reason=reason,
+        )
+    with _progress() as progress:
+        if dry_run:
+            _print_erase_plan(plan_erasure(folder, request, progress), as_json=as_json)
+            return
+        report = erase_people(folder, out, request, progress)
+    leftovers = caches_of(folder, read_manifest(folder))
+    _print_erased(report, leftovers, as_json=as_json)
+    _tell_erased(report, leftovers, has_tombstones=tombstones is not None)
+    _say(f"next: entire-id verify {_quote(out)}")
+
+
+def _print_erase_plan(plan: ErasePlan, *, as_json: bool) -> None:
+    fields = {
+        "version": plan.version,
+        "crops": len(plan.removed.keys),
+        "copies": plan.num_copies,
+        "shards": len(plan.touched),
+    }
+    if as_json:
+        _print_json(fields)
+    else:
+        _print_table(["would go", ""], [(name, value) for name, value in fields.items() if name != "version"])
+        _say(f"nothing was written; what remains would be version {plan.version}")
+
+
+def _print_erased(report: EraseReport, leftovers: list[Leftover], *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    names = ("people", "crops", "copies", "rewritten", "dropped", "kept", "tombstones")
+    numbers = {name: getattr(report, f"num_{name}") for name in names}
+    if as_json:
+        still = [asdict(one) | {"path": str(one.path)} for one in leftovers]
+        erased = {"old_version": report.old_version, "erased": numbers, "leftovers": still}
+        _print_json(_totals(report.manifest) | erased)
+        return
+    labels = {"rewritten": "shards rewritten", "dropped": "shards dropped", "kept": "shards kept"}
+    change = f"{report.old_version} → {report.manifest.version}"
+    _print_table([change, ""], [(labels.get(name, name), number) for name, number in numbers.items()])
+    _print_totals(report.manifest)
+
+
+def _tell_erased(report: EraseReport, leftovers: list[Leftover], *, has_tombstones: bool) -> None:
+    if report.num_resumed:
+        _say(f"went on with {report.num_resumed} shards that an interrupted run had written")
+    if report.num_copies:
+        _say(f"{report.num_copies:,} crops went that nobody named: their images are byte for byte those of others")
+    if not has_tombstones:
+        _say("no tombstones were written: a later pack of the same raw crops brings them back (see --tombstones)")
+    _say(f"searched all of {report.folder}: nothing of what was taken out is in it")
+    _say("this machine still holds what was taken out, or may; once nobody needs it, type:")
+    for one in leftovers:
+        _say(f"  {one.purge}  # {one.what}")
+    _say("and delete the raw crops. Not looked for: backups, other machines, cache folders of your own naming")
 
 
 @app.command()

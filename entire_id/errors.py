@@ -15,6 +15,8 @@
     ├── MissingExtraError (ImportError)       a package that only some need is not installed
     ├── PreviousVersionError (ValueError)     a version cannot follow the previous one
     ├── CardError (ValueError)                what the owners state is not what a card needs
+    ├── ErasureError (ValueError)             people or crops cannot be taken out as asked
+    ├── TombstonesError (ValueError)          tombstones, or the secret that made them, cannot be used
     ├── NothingToPackError (ValueError)       no crop survived
     ├── DatasetNotFoundError (FileNotFoundError)     no packed data set
     ├── RepositoryNotFoundError (FileNotFoundError)  no such repository or revision, or it cannot be reached
@@ -57,6 +59,7 @@ __all__ = [
     "DatasetNotFoundError",
     "DownloadError",
     "EntireIdError",
+    "ErasureError",
     "EvaluationError",
     "FeaturesError",
     "HubError",
@@ -78,6 +81,7 @@ __all__ = [
     "SourceUnreachableError",
     "SplitNotFoundError",
     "TableError",
+    "TombstonesError",
     "VersionExistsError",
     "WorkerDiedError",
     "WriteFailedError",
@@ -235,6 +239,22 @@ class PreviousVersionError(EntireIdError, ValueError):
 
 class CardError(EntireIdError, ValueError):
     """What the owners state of their data set is not what a card needs."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}")
+
+
+class ErasureError(EntireIdError, ValueError):
+    """People or crops cannot be taken out of a data set as asked."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"nothing was taken out of {self.path!r}: {what}")
+
+
+class TombstonesError(EntireIdError, ValueError):
+    """Tombstones, or the secret that made them, cannot be used."""
 
     def __init__(self, path: str | Path, what: str) -> None:
         self.path = str(path)

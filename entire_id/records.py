@@ -77,6 +77,7 @@ class Reason(StrEnum):
     CONTINENT = "continent"  # cameras.csv gives a continent that cannot name a config
     MISSING = "missing"  # listed, but not there any more
     UNREADABLE = "unreadable"  # the system refuses to read it
+    ERASED = "erased"  # its person, its key or its image was taken out for good
 
 
 class Sample(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 from entire_id.errors import OutputExistsError
 from entire_id.records import is_utf8
 
-__all__ = ["beside", "new_folder", "sync", "work_folder"]
+__all__ = ["append_line", "beside", "new_folder", "rewrite", "sync", "work_folder"]
 
 _MARK = ".unfinished"  # made first and removed last: a work folder without it is somebody else's
 
@@ -139,6 +139,35 @@ def _release(work: Path, lock: int) -> None:
 def _clear(work: Path) -> None:
     for name in ("tree", "notes"):
         shutil.rmtree(work / name, ignore_errors=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, which is made if it is not there; one that was cut short gets its end first."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # goes with the descriptor
+        size = os.fstat(descriptor).st_size
+        is_whole = not size or os.pread(descriptor, 1, size - 1) == b"\n"
+        os.write(descriptor, f"{'' if is_whole else chr(10)}{line}\n".encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Replace a file, or make it, by what `change` gives for its bytes. Several processes may do so at once."""
+    path = path.resolve()
+    partial = path.with_name(f"{path.name}.partial")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        partial.write_bytes(change(path.read_bytes() if path.exists() else b""))
+        sync(partial)
+        partial.replace(path)
+        os.fsync(folder)
+    finally:
+        partial.unlink(missing_ok=True)
+        os.close(folder)
 
 
 def sync(path: Path) -> None:

@@ -264,3 +264,55 @@ def test_terminals_that_know_ascii_only_and_closed_streams_are_no_trouble(packed
 
 def test_version_of_the_package() -> None:
     assert entire_id("--version").stdout == "0.1.0\n"
+
+
+def test_erase_says_what_went_and_where_it_still_is(packed: Path, crops: Path, tmp_path: Path) -> None:
+    entire_id("embed", packed)
+    notes = ["--tombstones", "t.jsonl", "--secret", "secret"]
+    options = ["--person", "test/2", *notes, "--new-secret", "--log", "log.jsonl", "--reason", "asked"]
+    done = entire_id("erase", packed, "new", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1.0.0 → 1.1.0" in done.stdout
+    assert "searched all of new: nothing of what was taken out is in it" in done.stderr
+    assert f"rm -r {packed}  # the data set itself" in done.stderr
+    assert f"rm -r {packed}.features  # features" in done.stderr
+    assert "next: entire-id verify new" in done.stderr
+    assert "00002" not in done.stdout + done.stderr
+    assert entire_id("verify", "new", folder=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "log.jsonl").read_text())["reason"] == "asked"
+    again = entire_id("pack", crops, "again", *notes, folder=tmp_path)
+    assert "rejected 9 files (9 erased)" in again.stderr
+
+
+def test_erase_as_json_and_as_a_rehearsal(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("2\nquery/00003_c000s0_760487\n")
+    before = sorted(tmp_path.iterdir())
+    done = entire_id("erase", packed, "new", "--from", "list", "--dry-run", "--json", folder=tmp_path)
+    assert json.loads(done.stdout) == {"version": "1.1.0", "crops": 10, "copies": 0, "shards": 4}
+    done = entire_id("erase", packed, "new", "--from", "list", "--dry-run", folder=tmp_path)
+    assert "nothing was written; what remains would be version 1.1.0" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+    done = entire_id("erase", packed, "new", "--from", "list", "--version", "3.0.0", "--json", folder=tmp_path)
+    report = json.loads(done.stdout)
+    assert (report["old_version"], report["version"]) == ("1.0.0", "3.0.0")
+    assert (report["erased"]["people"], report["erased"]["crops"], report["erased"]["tombstones"]) == (1, 10, 0)
+    assert report["leftovers"][0]["purge"] == f"rm -r {packed}"
+    assert "no tombstones were written" in done.stderr
+
+
+def test_erase_exit_codes(packed: Path, tmp_path: Path) -> None:
+    for code, arguments in (
+        (2, []),
+        (2, ["--person", "nobody"]),
+        (2, ["--person", "test/2", "--tombstones", "t"]),
+        (2, ["--person", "test/2", "--reason", "no log"]),
+        (2, ["--person", "test/2", "--version", "two"]),
+        (1, ["--person", "test/99"]),
+        (1, ["--key", "query/none"]),
+        (1, ["--from", "none"]),
+        (1, ["--person", "test/2", "--tombstones", "t", "--secret", "s"]),
+    ):
+        done = entire_id("erase", packed, "new", *arguments, folder=tmp_path)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "new").exists()

@@ -26,6 +26,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/packing.md",
     "docs/card.md",
+    "docs/erasing.md",
     "docs/format.md",
     "docs/embedding.md",
     "docs/evaluation.md",
@@ -95,6 +96,14 @@ def test_packing_commands_run_on_the_table_shown(tmp_path: Path) -> None:
     for line in commands("docs/packing.md"):
         run(entire_id(line), tmp_path)
     assert not (tmp_path / "my-crops.rejected.csv").exists()
+
+
+def test_erasing_commands_run(crops: Path, packed: Path) -> None:
+    assert packed.parent == crops.parent
+    for line in commands("docs/erasing.md"):
+        run(entire_id(line), packed.parent)
+    rejected = (packed.parent / "entire-id-1.2.0.rejected.csv").read_text()
+    assert rejected.count(",erased,") == 9
 
 
 def test_evaluation_commands_run(packed: Path) -> None:

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection, Mapping
 
 from entire_id.records import UNKNOWN_CONTINENT, Camera
-from entire_id.shards.listing import Listing
 
-__all__ = ["cameras_csv", "undescribed_cameras"]
+__all__ = ["cameras_csv", "packed_cameras", "undescribed_cameras"]
 
 
-def _seen_continents(listing: Listing) -> dict[int, set[str]]:
+Views = Mapping[tuple[int, str], int]
+"""(camid, continent) → how many crops."""
+
+
+def _seen_continents(views: Views) -> dict[int, set[str]]:
     """Return the continents under which each camera's crops are packed."""
     seen: dict[int, set[str]] = {}
-    for camid, continent in listing.views:
+    for camid, continent in views:
         seen.setdefault(camid, set()).add(continent)
     return seen
 
 
-def undescribed_cameras(cameras: tuple[Camera, ...], listing: Listing) -> tuple[int, ...]:
+def undescribed_cameras(cameras: tuple[Camera, ...], views: Views) -> tuple[int, ...]:
     """Return the cameras, sorted, whose crops have no continent and that nobody described."""
     described = {camera.camid for camera in cameras}
-    seen = _seen_continents(listing).items()
+    seen = _seen_continents(views).items()
     return tuple(sorted(camid for camid, found in seen if UNKNOWN_CONTINENT in found and camid not in described))
 
 
-def cameras_csv(cameras: tuple[Camera, ...], listing: Listing) -> str:
+def cameras_csv(cameras: tuple[Camera, ...], views: Views) -> str:
     """Return the text of `cameras.csv`: what the owner wrote, and every camera that was seen.
 
     The continent is that of the camera's crops, blank where they have several (a table may name them).
     """
     described = {camera.camid: camera for camera in cameras if camera.continent is not None}
-    seen = _seen_continents(listing)
+    seen = _seen_continents(views)
     extra = list(dict.fromkeys(name for camera in cameras for name in camera.columns))
     columns = ["camid", "continent", *(name for name in extra if name not in ("camid", "continent"))]
     text = io.StringIO()
@@ -44,3 +48,23 @@ def cameras_csv(cameras: tuple[Camera, ...], listing: Listing) -> str:
         continent = next(iter(found)) if len(found) == 1 else ""
         writer.writerow({**camera.columns, "camid": camid, "continent": continent})
     return text.getvalue()
+
+
+def packed_cameras(text: str, lost: Collection[int]) -> tuple[Camera, ...]:
+    """Return the cameras that the owner of a packed data set described, as far as its `cameras.csv` tells.
+
+    Packing notes cameras that nobody described, too. One that has crops no more, and of which nothing but its number is
+    known, is taken for such a one.
+
+    Args:
+        text: of that file.
+        lost: cameras that had crops and have none any more.
+    """
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    cameras = (Camera(int(row["camid"]), row["continent"], row) for row in rows)
+    return tuple(camera for camera in cameras if camera.camid not in lost or _is_described(camera))
+
+
+def _is_described(camera: Camera) -> bool:
+    known = {name for name, value in camera.columns.items() if value} - {"camid", "continent"}
+    return bool(known) or camera.continent != UNKNOWN_CONTINENT

@@ -19,6 +19,7 @@ import pyarrow as pa
 from entire_id.errors import CropRejectedError, OutputExistsError
 from entire_id.records import SPLITS, Progress, Reason, Rejected, Sample, Source
 from entire_id.shards.plan import Hashes, Indices, Rows, hash_keys
+from entire_id.shards.tombstones import Tombstones
 
 __all__ = ["Listing", "RejectedLog", "is_rejected_list", "list_crops", "samples_of"]
 
@@ -166,15 +167,22 @@ class Listing:
             start += len(part)
 
 
-def list_crops(source: Source, seed: int, path: Path, log: RejectedLog, progress: Progress) -> Listing:
+def list_crops(
+    source: Source,
+    seed: int,
+    path: Path,
+    log: RejectedLog,
+    progress: Progress,
+    erased: Tombstones | None = None,
+) -> Listing:
     """Write every usable crop of `source` to the file `path` and return the listing; the other crops go to `log`.
 
-    Of several files with one key the first by path is kept.
+    Of several files with one key the first by path is kept, and none whose person or key was `erased`.
     """
     views: Counter[tuple[int, str]] = Counter()
     rows = _GrowingRows()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as stream:
-        for samples in _batches(_keep_samples(source, log, progress)):
+        for samples in _batches(_keep_samples(source, log, progress, erased)):
             columns = dict(zip(Sample._fields, zip(*samples, strict=True), strict=True))
             stream.write_batch(pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in _SCHEMA], _NAMES))
             views.update(zip(columns["camid"], columns["continent"], strict=True))
@@ -234,12 +242,14 @@ def samples_of(table: pa.Table) -> Iterator[Sample]:
     return starmap(Sample, zip(*(table[name].to_pylist() for name in Sample._fields), strict=True))
 
 
-def _keep_samples(source: Source, log: RejectedLog, progress: Progress) -> Iterator[Sample]:
+def _keep_samples(source: Source, log: RejectedLog, progress: Progress, erased: Tombstones | None) -> Iterator[Sample]:
     for number, sample in enumerate(source.samples()):
         if number % 4096 == 0:
             progress("listing", number, 0)
         if isinstance(sample, Rejected):
             log.add(sample)
+        elif erased and (why := erased.names(sample)):
+            log.add(Rejected(sample.path, Reason.ERASED, why))
         else:
             yield sample
 

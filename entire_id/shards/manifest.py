@@ -27,6 +27,7 @@ __all__ = [
     "Manifest",
     "Shard",
     "SplitTotals",
+    "check_digest",
     "content_digest",
     "file_digest",
     "parse_manifest",
@@ -44,15 +45,6 @@ FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
 
 VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 """A version of the content: three numbers."""
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version, by which versions are ordered.
-
-    >>> version_numbers("1.10.0") > version_numbers("1.9.0")
-    True
-    """
-    return tuple(map(int, version.split(".")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +200,16 @@ def _one_a_line(value: object) -> str:
     return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value) + "\n ]"
 
 
+def version_numbers(version: str) -> tuple[int, int, int]:
+    """Return the three numbers of a version, by which versions are in order.
+
+    >>> version_numbers("1.10.0") > version_numbers("1.9.0")
+    True
+    """
+    major, minor, patch = map(int, version.split("."))
+    return major, minor, patch
+
+
 def content_digest(files: Iterable[FileEntry]) -> str:
     """Return the SHA-256 over the sorted paths and digests of `files`, 64 hexadecimal digits."""
     lines = sorted(f"{entry.path}\0{entry.sha256}\n" for entry in files)
@@ -218,6 +220,22 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(folder: Path, entry: FileEntry) -> Path:
+    """Return where a file of the data set in `folder` lies.
+
+    Raises:
+        ManifestError: it is not the file that the manifest lists.
+    """
+    path = folder / entry.path
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        raise ManifestError(path, f"cannot be read ({error.strerror or error})", folder) from error
+    if found != entry.sha256:
+        raise ManifestError(path, "its bytes are not those of the manifest", folder)
+    return path
 
 
 def read_manifest(folder: str | Path) -> Manifest:

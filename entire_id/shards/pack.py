@@ -50,14 +50,25 @@ from entire_id.shards.manifest import (
 from entire_id.shards.placed import junk_keys, placements
 from entire_id.shards.plan import Placement, PlannedShard, plan_shards
 from entire_id.shards.store import Store, open_store
+from entire_id.shards.tombstones import Tombstones, read_secret, read_tombstones
 from entire_id.shards.write import PreviousShard, ShardDone, ShardTask, known_stamps, write_shard
 
-__all__ = ["ENGINES", "PackConfig", "PackReport", "pack"]
+__all__ = [
+    "ENGINES",
+    "GO_ON_AFTER",
+    "PackConfig",
+    "PackReport",
+    "pack",
+    "read_placements",
+    "scratch_file",
+    "shard_tasks",
+    "write_manifest",
+]
 
 ENGINES = ("local", "ray")
 """What may give the work to processes: those of this machine, or a Ray cluster."""
 
-_GO_ON_AFTER = (
+GO_ON_AFTER = (
     OSError,
     KeyboardInterrupt,
     MemoryError,
@@ -84,6 +95,8 @@ class PackConfig:
         previous: folder of the version before: people stay in their shards, and unchanged shards are kept as they are.
         engine: one of `ENGINES`.
         address: of the Ray cluster to join, `auto` or `host:port`; one of this machine's own is started without.
+        tombstones: file of what was erased for good; see `tombstones`.
+        secret: file of the secret that made it.
     """
 
     version: str = "1.0.0"
@@ -97,6 +110,8 @@ class PackConfig:
     previous: Path | None = None
     engine: str = "local"
     address: str | None = None
+    tombstones: Path | None = None
+    secret: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -116,6 +131,8 @@ class PackConfig:
             raise ValueError(f"engine {self.engine!r} is none of {', '.join(ENGINES)}")
         if self.address is not None and self.engine != "ray":
             raise ValueError(f"address {self.address!r} is for the engine ray, not {self.engine}")
+        if (self.tombstones is None) != (self.secret is None):
+            raise ValueError("tombstones and the secret that made them go together")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +183,7 @@ def pack(
         ClusterError: the Ray cluster does not answer, or breaks down.
         MissingExtraError: a package is missing that the engine or a URL needs.
         PreviousVersionError: the version cannot follow the previous one.
+        TombstonesError: the tombstones cannot be read, or not with that secret.
     """
     out, config = place_of(out), config or PackConfig()
     config = replace(config, name=config.name or _last_name(out))
@@ -173,22 +191,26 @@ def pack(
     if config.engine == "ray":
         check_ray()
     previous = None if config.previous is None else _read_previous(config)
+    erased = _read_tombstones(config)
     try:
         with (
-            open_store(out, _GO_ON_AFTER) as (store, rejected_path),
+            open_store(out, GO_ON_AFTER) as (store, rejected_path),
             RejectedLog(rejected_path, strict=config.strict) as log,
         ):
-            with _scratch_file(store, "listing") as listing_path:
-                listing = list_crops(source, config.seed, listing_path, log, progress)
-                placed = None if previous is None else _placements(config.previous or Path(), previous)
+            with scratch_file(store, "listing") as listing_path:
+                listing = list_crops(source, config.seed, listing_path, log, progress, erased)
+                placed = None if previous is None else read_placements(config.previous or Path(), previous)
                 planned = plan_shards(listing.rows, config.shard_rows, config.seed, placed)
-                tasks = _tasks(planned, listing, source, store, config, previous)
+                tasks = (
+                    replace(task, erased=erased)
+                    for task in shard_tasks(planned, listing, source, store, config, previous)
+                )
                 with closing(_run(tasks, config)) as shards:
                     done = _collect(shards, len(listing), log, progress)
             rejected_csv = store.publish_rejected(log.publish())
             if not any(shard.files for shard in done):
                 raise NothingToPackError(source.name, log.counts.total(), rejected_csv)
-            manifest = _write_manifest(store, config, done, cameras_csv(source.cameras, listing))
+            manifest = write_manifest(store, config, done, cameras_csv(source.cameras, listing.views))
     except OSError as error:
         if isinstance(error, EntireIdError):
             raise
@@ -198,14 +220,15 @@ def pack(
         manifest=manifest,
         rejected=dict(log.counts),
         rejected_csv=rejected_csv,
-        cameras_undescribed=undescribed_cameras(source.cameras, listing),
+        cameras_undescribed=undescribed_cameras(source.cameras, listing.views),
         num_kept=sum(shard.kept for shard in done),
         num_resumed=sum(shard.resumed for shard in done),
     )
 
 
 @contextmanager
-def _scratch_file(store: Store, name: str) -> Iterator[Path]:
+def scratch_file(store: Store, name: str) -> Iterator[Path]:
+    """Give the path of a file, to be made, that is removed at the end."""
     with store.scratch() as scratch:
         path = scratch / f"{name}{UNFINISHED}"
         try:
@@ -245,7 +268,19 @@ def _read_previous(config: PackConfig) -> Manifest:
     return manifest
 
 
-def _placements(folder: Path, manifest: Manifest) -> dict[tuple[str, str], Placement]:
+def _read_tombstones(config: PackConfig) -> Tombstones | None:
+    if config.tombstones is None or config.secret is None:
+        return None
+    return read_tombstones(config.tombstones, read_secret(config.secret))
+
+
+def read_placements(folder: Path, manifest: Manifest) -> dict[tuple[str, str], Placement]:
+    """Return (split, continent) → where the data set in `folder` has whom.
+
+    Raises:
+        PreviousVersionError: a meta file is not what the manifest says.
+    """
+
     def junk_of(shard: Shard) -> list[str]:
         return junk_keys(_read_placed(folder, manifest.entries[shard.meta_path].sha256, shard.meta_path))
 
@@ -264,7 +299,7 @@ def _read_placed(folder: Path, sha256: str, meta_path: str) -> pa.Table:
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def _tasks(
+def shard_tasks(
     planned: list[PlannedShard],
     listing: Listing,
     source: Source,
@@ -272,6 +307,7 @@ def _tasks(
     config: PackConfig,
     previous: Manifest | None,
 ) -> Iterator[ShardTask]:
+    """Yield what must be known to write each planned shard; `previous` is what `config.previous` holds."""
     entries = {entry.path: entry for entry in previous.files} if previous else {}
     shards = {shard.path: shard for shard in previous.shards} if previous else {}
     for plan, rows in zip(planned, listing.tables(plan.rows for plan in planned), strict=True):
@@ -318,7 +354,7 @@ def _write_text(store: Store, name: str, text: str, rows: int = 0) -> FileEntry:
         return FileEntry(name, rows, store.place(path, name), digest)
 
 
-def _write_manifest(store: Store, config: PackConfig, shards: list[ShardDone], cameras: str) -> Manifest:
+def write_manifest(store: Store, config: PackConfig, shards: list[ShardDone], cameras: str) -> Manifest:
     """Write cameras.csv, README.md and manifest.json, and remove what an earlier run with another plan left.
 
     The manifest is last: at a URL it is what makes the folder a data set.

@@ -214,7 +214,7 @@ def _restore_readme(bench: _Bench) -> str | None:
 
 
 def _restore_cameras(bench: _Bench, listing: Listing) -> str | None:
-    text = cameras_csv(bench.source.cameras, listing).encode()
+    text = cameras_csv(bench.source.cameras, listing.views).encode()
     if hashlib.sha256(text).hexdigest() != bench.manifest.entries[CAMERAS_FILE].sha256:
         return "it comes out differently: the cameras.csv or the crops of the source are not those that were packed"
     return _place(bench.folder, CAMERAS_FILE, _write(bench.tree / CAMERAS_FILE, text))

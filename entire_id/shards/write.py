@@ -28,18 +28,21 @@ from entire_id.records import Reason, Rejected, Source, sample_key
 from entire_id.remote import UNFINISHED
 from entire_id.schema import arrow_schema, meta_columns, shard_columns
 from entire_id.shards import parquet, tar
-from entire_id.shards.manifest import FORMATS, FileEntry, Shard, file_digest
+from entire_id.shards.manifest import FORMATS, FileEntry, Shard, check_digest, file_digest
 from entire_id.shards.parquet import ParquetShard, write_meta
 from entire_id.shards.records import Crops, ShardWriter, Spans
 from entire_id.shards.store import Store
 from entire_id.shards.tar import TarShard
+from entire_id.shards.tombstones import Tombstones
 
 __all__ = [
     "CLOCK_STEP_NS",
+    "KeepTask",
     "PreviousShard",
     "ShardDone",
     "ShardTask",
     "Stamps",
+    "keep_shard",
     "known_stamps",
     "write_shard",
 ]
@@ -84,6 +87,7 @@ class ShardTask:
         store: where the data set is made.
         previous: the previous version's shard of that name, which is kept if nothing changed.
         stamps: those of its crops, where they are known beforehand.
+        erased: what must not be packed again.
     """
 
     source: Source
@@ -95,6 +99,7 @@ class ShardTask:
     store: Store
     previous: PreviousShard | None = None
     stamps: Stamps | None = None
+    erased: Tombstones | None = None
 
     @property
     def path(self) -> str:
@@ -108,7 +113,9 @@ class ShardTask:
 
     def digest(self) -> str:
         """Return a digest of everything that the shard's bytes depend on but the images."""
-        facts = (self.path, self.group_stops, self.decode, version("entire-id"), pa.__version__, self.previous)
+        erased = self.erased.digest if self.erased else ""
+        made_by = version("entire-id"), pa.__version__
+        facts = (self.path, self.group_stops, self.decode, *made_by, self.previous, erased)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.rows.schema) as stream:
             stream.write_table(self.rows.combine_chunks())
@@ -254,14 +261,47 @@ def _keep_if_same(task: ShardTask, previous: PreviousShard, scratch: Path, seen:
         start = stop
     if start != len(names):
         return None
-    for entry, path in zip(previous.files, paths, strict=True):
+    _link(previous, task.store, scratch)
+    return ShardDone(previous.shard, previous.files, tuple(rejected), kept=True)
+
+
+def _link(previous: PreviousShard, store: Store, scratch: Path) -> None:
+    for entry in previous.files:
         temporary = _temporary(scratch, entry.path)
         try:
-            os.link(path, temporary)
+            os.link(previous.folder / entry.path, temporary)
         except OSError:  # another file system, or one without links
-            shutil.copyfile(path, temporary)
-        task.store.place(temporary, entry.path)
-    return ShardDone(previous.shard, previous.files, tuple(rejected), kept=True)
+            shutil.copyfile(previous.folder / entry.path, temporary)
+        store.place(temporary, entry.path)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepTask:
+    """A shard of the previous version that stays as it is, and where the new one is made."""
+
+    previous: PreviousShard
+    store: Store
+
+
+def keep_shard(task: KeepTask) -> ShardDone:
+    """Link the previous version's shard, if it still is what its manifest says, and return it.
+
+    Raises:
+        ManifestError: it is not.
+        WriteFailedError: the disk is full, or refuses.
+    """
+    folder = task.previous.folder
+    try:
+        for entry in task.previous.files:
+            check_digest(folder, entry)
+        with task.store.scratch() as scratch:
+            _link(task.previous, task.store, scratch)
+    except OSError as error:
+        if isinstance(error, EntireIdError):
+            raise
+        path = f"{task.store.name}/{task.previous.shard.path}"
+        raise WriteFailedError(path, error.strerror or str(error)) from error
+    return ShardDone(task.previous.shard, task.previous.files, (), kept=True)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -375,6 +415,8 @@ def _read_images(rows: pa.Table, task: ShardTask, rejected: list[Rejected], seen
         size = image_size(data)
         if isinstance(size, Unusable):
             rejected.append(Rejected(path, size.reason, size.detail))
+        elif task.erased and (why := task.erased.shows(data)):
+            rejected.append(Rejected(path, Reason.ERASED, why))
         elif task.decode and (why := decoding_error(data, size)):
             rejected.append(Rejected(path, Reason.CORRUPT, why))
         else:
