@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
     from entire_id.evaluation.scores import Scores
     from entire_id.evaluation.verification import evaluate_open_set, evaluate_roc
+    from entire_id.hub.versions import diff_versions
     from entire_id.loading.dataset import CropDataset, Draw, ReadOptions
     from entire_id.loading.embed import embed, read_features
     from entire_id.loading.files import FetchOptions
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from entire_id.loading.selection import LabelMap, Selection
     from entire_id.loading.stream import PKStream, StreamOptions
     from entire_id.loading.transforms import EvalTransform, TrainTransform, on_pil
-    from entire_id.shards.diff import diff_versions
     from entire_id.shards.erase import EraseRequest, erase
     from entire_id.shards.manifest import Manifest, read_manifest
     from entire_id.shards.pack import PackConfig, pack
@@ -104,6 +104,7 @@ _HOMES = {
     "evaluation.reranking": ["RerankConfig", "expand_queries", "rerank"],
     "evaluation.scores": ["Scores"],
     "evaluation.verification": ["evaluate_open_set", "evaluate_roc"],
+    "hub.versions": ["diff_versions"],
     "loading.dataset": ["CropDataset", "Draw", "ReadOptions"],
     "loading.embed": ["embed", "read_features"],
     "loading.files": ["FetchOptions"],
@@ -115,7 +116,6 @@ _HOMES = {
     "loading.selection": ["LabelMap", "Selection"],
     "loading.stream": ["PKStream", "StreamOptions"],
     "loading.transforms": ["EvalTransform", "TrainTransform", "on_pil"],
-    "shards.diff": ["diff_versions"],
     "shards.erase": ["EraseRequest", "erase"],
     "shards.manifest": ["Manifest", "read_manifest"],
     "shards.pack": ["PackConfig", "pack"],

@@ -443,7 +443,7 @@ def diff(
     """Print what changed from one version to another: shards, people, crops, bytes to upload."""
     from dataclasses import asdict
 
-    from entire_id.shards.diff import diff_versions
+    from entire_id.hub.versions import diff_versions
 
     found = diff_versions(old, new)
     if as_json:

@@ -1,4 +1,4 @@
-"""The changelog of a card: one section for each version, newest first, in numbers of `diff_versions`."""
+"""The changelog of a card: one section for each version, newest first, in numbers of `diff_folders`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from entire_id.errors import PreviousVersionError
-from entire_id.shards.diff import VersionDiff, diff_versions
+from entire_id.shards.diff import VersionDiff, diff_folders
 from entire_id.shards.manifest import README_FILE, VERSION, Manifest, read_manifest, version_numbers
 
 __all__ = ["changelog_versions", "next_changelog", "read_changelog"]
@@ -40,14 +40,14 @@ def next_changelog(folder: Path, manifest: Manifest, readme: str, previous: Path
 
     Raises:
         PreviousVersionError: `previous` is no older version, or is needed.
-        DatasetNotFoundError, ManifestError: see `diff_versions`.
+        DatasetNotFoundError, ManifestError: see `diff_folders`.
     """
     own = read_changelog(readme)
     old = own.pop(manifest.version, "")
     earlier = {one: text for one, text in own.items() if version_numbers(one) < version_numbers(manifest.version)}
     if previous is not None:
         earlier = _entries_before(previous, manifest)
-        facts = _since(diff_versions(previous, folder))
+        facts = _since(diff_folders(previous, folder))
     elif not earlier:
         facts = f"The first version: {_totals(manifest)}."
     elif old:

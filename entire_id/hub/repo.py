@@ -15,13 +15,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOpera
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 from huggingface_hub.errors import RepositoryNotFoundError as NoRepositoryError
 from huggingface_hub.errors import RevisionNotFoundError as NoRevisionError
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import LFSFileInfo, RepoFile
 
 from entire_id.errors import HubError, RemoteChangedError, RepositoryNotFoundError
 from entire_id.repository import hub_errors, hub_file
 from entire_id.shards.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
 
-__all__ = ["MAIN", "Access", "Gate", "HubRepo", "Refs", "RemoteFile", "Tree", "blob_id", "is_same"]
+__all__ = ["MAIN", "Access", "Gate", "HubRepo", "Refs", "RemoteFile", "StoredFile", "Tree", "blob_id", "is_same"]
 
 MAIN = "main"
 Gate = Literal["manual", "auto", "none"]
@@ -46,6 +46,23 @@ class RemoteFile:
     bytes: int
     sha256: str
     blob_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A large file that the Hub keeps for a repository, in whatever revision it is.
+
+    Attributes:
+        path: one that it had.
+        bytes: its size.
+        ids: by which the Hub knows it; the SHA-256 of its bytes is among them.
+        listed: what the client takes to delete it.
+    """
+
+    path: str
+    bytes: int
+    ids: frozenset[str]
+    listed: LFSFileInfo
 
 
 Tree = Mapping[str, RemoteFile]
@@ -133,6 +150,15 @@ class HubRepo:
             {ref.name: ref.target_commit for ref in found.tags},
             tuple(ref.ref for ref in [*found.converts, *(found.pull_requests or [])]),
         )
+
+    def commit(self, revision: str) -> str:
+        """Return the commit that a branch, a tag or a commit means now.
+
+        Raises:
+            HubError, RepositoryNotFoundError: see `refs`.
+        """
+        with self._asked():
+            return str(self._api.repo_info(**self._where, revision=revision).sha)
 
     def tree(self, revision: str) -> Tree:
         """Return the files of a revision.
@@ -267,15 +293,23 @@ class HubRepo:
         with self._asked():
             self._api.super_squash_history(**self._where, branch=branch, commit_message=message)
 
-    def stored(self) -> list[Any]:
-        """Return every large file that the Hub keeps of the repository, in whatever revision. Raises as `refs` does."""
+    def num_commits(self, revision: str) -> int:
+        """Return how many commits lead to a revision, itself included. Raises as `refs` does."""
         with self._asked():
-            return list(self._api.list_lfs_files(**self._where))
+            return len(self._api.list_repo_commits(**self._where, revision=revision))
 
-    def destroy(self, stored: Iterable[Any]) -> None:
-        """Have the Hub delete large files for good; `stored` gave them. Raises as `refs` does."""
+    def stored(self) -> list[StoredFile]:
+        """Return every large file that the Hub keeps for the repository. Raises as `refs` does."""
         with self._asked():
-            self._api.permanently_delete_lfs_files(**self._where, lfs_files=stored, rewrite_history=True)
+            found = list(self._api.list_lfs_files(**self._where))
+        return [StoredFile(file.filename, file.size, frozenset((file.oid, file.file_oid)), file) for file in found]
+
+    def destroy(self, stored: Iterable[StoredFile]) -> None:
+        """Have the Hub delete large files for good; commits that name them stay as they are. Raises as `refs` does."""
+        with self._asked():
+            self._api.permanently_delete_lfs_files(
+                **self._where, lfs_files=[file.listed for file in stored], rewrite_history=False
+            )
 
     @contextmanager
     def _asked(self) -> Iterator[None]:

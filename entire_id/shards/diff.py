@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from entire_id.errors import ManifestError
 from entire_id.records import JUNK_PID, PART_OF_SPLIT, SPLITS, Person
 from entire_id.shards.manifest import Manifest, Shard, read_manifest
 
-__all__ = ["SplitDiff", "VersionDiff", "diff_versions"]
+__all__ = ["SplitDiff", "VersionDiff", "diff_folders", "diff_manifests"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +59,38 @@ class VersionDiff:
     upload_bytes: int
 
 
-def diff_versions(old: str | Path, new: str | Path) -> VersionDiff:
+def diff_folders(old: str | Path, new: str | Path) -> VersionDiff:
     """Return what changed from the data set in `old` to that in `new`; shards that are alike are not read.
 
     Raises:
         DatasetNotFoundError: no data set lies in one of them.
         ManifestError: one is damaged.
     """
-    old_set, new_set = read_manifest(old), read_manifest(new)
+    return diff_manifests(read_manifest(old), Path(old).joinpath, read_manifest(new), Path(new).joinpath)
+
+
+def diff_manifests(
+    old_set: Manifest, old_file: Callable[[str], Path], new_set: Manifest, new_file: Callable[[str], Path]
+) -> VersionDiff:
+    """Return what changed from one data set to another; shards that are alike are not read.
+
+    Args:
+        old_set: manifest of the one.
+        old_file: gives a file of it, by its path, as one of this machine.
+        new_set: manifest of the other.
+        new_file: likewise.
+
+    Raises:
+        ManifestError: one is damaged.
+        RepositoryNotFoundError: a file cannot be fetched.
+    """
     old_files, new_files = ({entry.path: entry for entry in one.files} for one in (old_set, new_set))
     old_shards, new_shards = ({shard.path: shard for shard in one.shards} for one in (old_set, new_set))
     both = old_shards.keys() & new_shards.keys()
     kept = {path for path in both if old_files[path].sha256 == new_files[path].sha256}
     known = {entry.sha256 for entry in old_set.files}
-    old_rows = _rows(Path(old), (shard for path, shard in old_shards.items() if path not in kept))
-    new_rows = _rows(Path(new), (shard for path, shard in new_shards.items() if path not in kept))
+    old_rows = _rows(old_file, (shard for path, shard in old_shards.items() if path not in kept))
+    new_rows = _rows(new_file, (shard for path, shard in new_shards.items() if path not in kept))
     old_people, new_people = _people(old_set), _people(new_set)
     return VersionDiff(
         old_version=old_set.version,
@@ -95,15 +112,15 @@ def _people(manifest: Manifest) -> set[Person]:
     }
 
 
-def _rows(folder: Path, shards: Iterable[Shard]) -> dict[str, tuple[object, ...]]:
+def _rows(file: Callable[[str], Path], shards: Iterable[Shard]) -> dict[str, tuple[object, ...]]:
     """Return key → everything that a score may depend on, of the rows of `shards`."""
     rows: dict[str, tuple[object, ...]] = {}
     for shard in shards:
         try:
-            meta = pq.read_table(folder / shard.meta_path, partitioning=None)
+            meta = pq.read_table(file(shard.meta_path), partitioning=None)
             columns = [meta[name].to_pylist() for name in ("key", "pid", "camid", "continent", "seq", "frame", "xxh3")]
         except (OSError, KeyError, ValueError) as error:
-            raise ManifestError(folder / shard.meta_path, f"cannot be read ({error})", folder) from error
+            raise ManifestError(shard.meta_path, f"cannot be read ({error})") from error
         rows.update({row[0]: row[1:] for row in zip(*columns, strict=True)})
     return rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from entire_id.errors import DatasetNotFoundError, ManifestError
-from entire_id.shards.diff import SplitDiff, diff_versions
+from entire_id.shards.diff import SplitDiff, diff_folders
 from entire_id.shards.manifest import read_manifest
 
 from builders import image_bytes, many_crops, pack_folder
@@ -28,7 +28,7 @@ def next_version(old: Path) -> Path:
 
 
 def test_same_crops_change_nothing(old: Path) -> None:
-    found = diff_versions(old, next_version(old))
+    found = diff_folders(old, next_version(old))
     assert (found.old_version, found.new_version) == ("1.0.0", "1.1.0")
     assert found.shards_kept == len(read_manifest(old).shards)
     assert (found.shards_changed, found.shards_added, found.shards_removed) == (0, 0, 0)
@@ -44,7 +44,7 @@ def test_every_change_is_counted(old: Path) -> None:
         path.unlink()
     (gallery / "00099_c000s0_1.jpg").write_bytes(image_bytes(4712))
     new = next_version(old)
-    found = diff_versions(old, new)
+    found = diff_folders(old, new)
     gone = [key for key in keys(old) if "/00005_" in key]
     assert (found.people_added, found.people_removed) == (1, 1)
     assert found.splits["gallery"] == SplitDiff(1, 1 + sum(key.startswith("gallery") for key in gone), 1)
@@ -54,7 +54,7 @@ def test_every_change_is_counted(old: Path) -> None:
     assert found.upload_bytes == sum(
         entry.bytes for path, entry in after.items() if before.get(path) is None or before[path].sha256 != entry.sha256
     )
-    assert diff_versions(new, old).splits["gallery"] == SplitDiff(
+    assert diff_folders(new, old).splits["gallery"] == SplitDiff(
         found.splits["gallery"].removed, found.splits["gallery"].added, 1
     )
 
@@ -68,7 +68,7 @@ def keys(folder: Path) -> list[str]:
 
 def test_damaged_and_missing_sets_are_errors(old: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError):
-        diff_versions(old, tmp_path / "none")
+        diff_folders(old, tmp_path / "none")
     (old.parent / "source" / "query" / "00000_c000s0_0.jpg").write_bytes(image_bytes(4713))
     new = next_version(old)
     for shard in read_manifest(new).shards:
@@ -76,7 +76,7 @@ def test_damaged_and_missing_sets_are_errors(old: Path, tmp_path: Path) -> None:
         path.unlink()
         path.write_bytes(b"")
     with pytest.raises(ManifestError, match="cannot be read"):
-        diff_versions(old, new)
+        diff_folders(old, new)
 
 
 def test_the_command(old: Path) -> None:
