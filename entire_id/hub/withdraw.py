@@ -91,8 +91,8 @@ def plan_withdrawal(repo: HubRepo, version: str) -> Withdrawal:
 def withdraw(repo: HubRepo, plan: Withdrawal) -> Withdrawn:
     """Take all versions but one from the Hub for good, and say what was done. After a break, plan anew and go on.
 
-    History goes first, so that no pointer is left to what is deleted. The tag of the version that stays is set anew, for
-    it led back to older states; the files that it names are the same, which is compared.
+    History goes first, so that no pointer is left to what is deleted. The tag of the version that stays is set anew,
+    for it led back to older states; the files that it names are the same, which is compared.
 
     Raises:
         RemoteChangedError: `main` moved since the plan was made.
@@ -140,6 +140,6 @@ def _remains(repo: HubRepo) -> Iterator[str]:
         "small files of older commits (manifest.json, README.md, cameras.csv), which hold no picture, can be read by "
         "whoever noted the name of a commit, until the Hub collects what nothing leads to"
     )
-    yield "what the Hub keeps in backups, and chunks of files that Xet shares between repositories, cannot be seen from here"
+    yield "what the Hub keeps in backups, and chunks that Xet shares between files, cannot be seen from here"
     for ref in repo.refs().others:
-        yield f"{ref} is the Hub's own and still there: close the pull request, or ask the Hub to remove the conversion"
+        yield f"{ref} is the Hub's own and still there: close the pull request, or have the conversion removed"
