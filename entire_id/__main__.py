@@ -1,5 +1,5 @@
 """`python -m entire_id` is `entire-id`."""
 
-from entire_id.cli import main
+from entire_id.cli.main import main
 
 main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ __all__ = ["HUB", "Repository", "hub_errors", "hub_file", "repository_at"]
 
 HUB = "hf://datasets/"
 _NEITHER = "no such folder, and no repository name (owner/name)"
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 class Repository(NamedTuple):
@@ -50,7 +52,7 @@ def repository_at(where: str | Path, revision: str | None = None) -> Repository 
     if not text.startswith(HUB) and (isinstance(where, Path) or is_url(text) or Path(text).expanduser().is_dir()):
         return None
     name, at, stated = text.removeprefix(HUB).partition("@")
-    if name.count("/") != 1 or not all(name.split("/")):
+    if not _NAME.fullmatch(name):
         raise DatasetNotFoundError(where, _NEITHER)
     if at and revision not in (None, stated):
         raise ValueError(f"{text!r} names revision {stated!r}, and {revision!r} was asked for")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import close_session
 
 from entire_id.evaluation.protocols import PROTOCOLS
 from entire_id.images import MAX_PIXELS
@@ -18,7 +20,8 @@ from entire_id.records import Reason
 from entire_id.schema import COLUMNS
 from entire_id.sources.files import MAX_FILE_BYTES
 
-from builders import pack_folder, write_crops
+from builders import crop_names, pack_folder, write_crops
+from hub_server import OWNER, hub_server
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -26,6 +29,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/packing.md",
     "docs/card.md",
+    "docs/publishing.md",
     "docs/erasing.md",
     "docs/format.md",
     "docs/embedding.md",
@@ -46,6 +50,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SNIPPETS = [
     pytest.param(code, id=f"{page}-{number}")
     for page in PAGES
+    if page != "docs/publishing.md"  # its snippet needs a Hub
     for number, (language, code) in enumerate(BLOCK.findall((ROOT / page).read_text()))
     if language == "python"
 ]
@@ -57,8 +62,11 @@ def commands(page: str) -> list[str]:
     return "".join(blocks).splitlines()
 
 
-def run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, timeout=120, env=os.environ)
+def run(command: list[str], folder: Path, **variables: str) -> None:
+    environment = os.environ | variables
+    done = subprocess.run(
+        command, cwd=folder, check=False, capture_output=True, text=True, timeout=120, env=environment
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -131,6 +139,28 @@ def test_card_commands_run_with_the_facts_shown(packed: Path) -> None:
         if redirected:
             (packed.parent / redirected).write_text(facts)
     assert "> The same crops again." in (packed.with_name("entire-id-1.1.0") / "README.md").read_text()
+
+
+def test_publishing_commands_run_and_users_load_what_they_publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (facts,) = (code for language, code in BLOCK.findall((ROOT / "docs/card.md").read_text()) if language == "toml")
+    (tmp_path / "card.toml").write_text(facts)
+    write_crops(tmp_path / "crops", crop_names(4))
+    write_crops(tmp_path / "more-crops", crop_names(6))
+    (code,) = (
+        code for language, code in BLOCK.findall((ROOT / "docs/publishing.md").read_text()) if language == "python"
+    )
+    with hub_server(tmp_path / "hub-site") as hub:
+        hub.tokens[OWNER] = dataclasses.replace(hub.tokens[OWNER], orgs=("my-lab",))
+        hub.patch_client(monkeypatch, tmp_path / "hub-home")
+        for line in commands("docs/publishing.md"):
+            run(entire_id(line), tmp_path, **hub.environment(tmp_path / "hub-home"))
+            if line.startswith("entire-id versions"):
+                monkeypatch.chdir(tmp_path)
+                exec(compile(code, "snippet", "exec"), {})
+        assert set(hub.refs("my-lab/my-crops")) == {"main", "v1.2.0"}
+    close_session()
 
 
 def test_embedding_commands_run_with_the_function_shown(packed: Path) -> None:

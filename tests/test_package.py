@@ -19,8 +19,8 @@ def test_import_brings_in_nothing_heavy() -> None:
 
 
 def test_help_brings_in_nothing_heavy() -> None:
-    run = "import sys; sys.argv = ['entire-id', '--help']; import entire_id.cli"
-    statement = f"{run}\ntry: entire_id.cli.main()\nexcept SystemExit: pass"
+    run = "import sys; sys.argv = ['entire-id', '--help']; import entire_id.cli.main"
+    statement = f"{run}\ntry: entire_id.cli.main.main()\nexcept SystemExit: pass"
     assert not {"torch", "datasets", "pyarrow", "numpy", "PIL"} & imported_by(statement)
 
 

@@ -278,7 +278,7 @@ def test_features_without_a_model_have_no_name(tmp_path, report) -> None:
 
 
 def test_missing_matplotlib_is_said_before_anything_is_scored(made, tmp_path) -> None:
-    code = "import sys; sys.modules['matplotlib'] = None; from entire_id.cli import main; main()"
+    code = "import sys; sys.modules['matplotlib'] = None; from entire_id.cli.main import main; main()"
     options = ["--features", tmp_path / "none", "--report", tmp_path / "report.html"]
     command = [sys.executable, "-c", code, "evaluate", made / "entire-id", *options]
     done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -28,6 +28,7 @@ from entire_id.shards.manifest import (
     Manifest,
     file_digest,
     read_manifest,
+    version_numbers,
 )
 from entire_id.shards.verify import verify
 
@@ -167,73 +168,90 @@ def plan_publish(
     manifest = read_manifest(folder)
     _check_folder(folder, config, progress)
     files = _files(folder, manifest)
-    access = repo.access()
-    if access is None:
-        return _plan(repo, manifest, files, config)
-    if not access.private and not config.public:
-        raise PublishError(folder, f"everybody may see {repo.name!r}. Make it private, or say --public")
-    refs = repo.refs()
-    tree = repo.tree(MAIN)
-    _check_loadable(repo.name, tree)
-    _check_changelog(folder, refs)
-    tag = refs.tags.get(tag_of(manifest.version))
+    seen = _look(repo)
+    tag = seen.tags.get(tag_of(manifest.version))
     if tag is not None and not _is_there(files, repo.tree(tag), folder):
         raise VersionExistsError(repo.name, manifest.version)
-    known = {file.sha256 for name in _known_commits(refs) for file in repo.tree(name).values()}
-    return _plan(
-        repo,
-        manifest,
-        files,
-        config,
-        access=access,
-        parent=refs.branches[MAIN],
-        tree=tree,
-        same={entry.path for entry in files if is_same(entry, tree.get(entry.path), folder)},
-        known=known,
-        is_published=tag is not None,
-    )
-
-
-def _plan(  # noqa: PLR0913 what was found
-    repo: HubRepo,
-    manifest: Manifest,
-    files: tuple[FileEntry, ...],
-    config: PublishConfig,
-    *,
-    access: Access | None = None,
-    parent: str | None = None,
-    tree: Tree | None = None,
-    same: Iterable[str] = (),
-    known: Iterable[str] = (),
-    is_published: bool = False,
-) -> PublishPlan:
-    paths, same, known = {entry.path for entry in files}, set(same), set(known)
-    strangers = sorted((tree or {}).keys() - paths)
-    delete = _outdated(strangers)
+    if seen.access is not None:
+        _check_repository(repo.name, folder, seen, config)
+    if tag is None:
+        _check_follows(folder, manifest.version, seen)
+    paths = {entry.path for entry in files}
+    add = [entry for entry in files if not is_same(entry, seen.tree.get(entry.path), folder)]
+    outdated = _outdated(seen.tree.keys() - paths)
+    is_open = seen.access is not None and seen.access.gate == "none"
     return PublishPlan(
         repo=repo.name,
         version=manifest.version,
         content_sha256=manifest.content_sha256,
-        parent=parent,
-        private=None if access else not config.public,
-        gate=config.gate if access is None or (access.gate == "none" and config.gate != "none") else None,
+        parent=seen.parent,
+        private=not config.public if seen.access is None else None,
+        gate=config.gate if seen.access is None or (is_open and config.gate != "none") else None,
         files=files,
-        add=tuple(entry.path for entry in files if entry.path not in same),
-        delete=tuple(delete),
-        others=tuple(path for path in strangers if path not in delete),
-        upload_bytes=sum(e.bytes for e in files if e.path not in same and e.sha256 not in known),
-        is_published=is_published,
+        add=tuple(entry.path for entry in add),
+        delete=tuple(outdated),
+        others=tuple(sorted(seen.tree.keys() - paths - set(outdated))),
+        upload_bytes=sum(entry.bytes for entry in add if entry.sha256 not in seen.stored),
+        is_published=tag is not None,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a repository holds; nothing where there is none.
+
+    Attributes:
+        access: who may see it; None where there is none.
+        parent: commit of `main`.
+        tags: name → commit.
+        tree: the files of `main`.
+        stored: digests of the large files of every branch and tag: their bytes need not travel.
+    """
+
+    access: Access | None = None
+    parent: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    tree: Tree = field(default_factory=dict)
+    stored: frozenset[str] = frozenset()
+
+
+def _look(repo: HubRepo) -> _Seen:
+    access = repo.access()
+    if access is None:
+        return _Seen()
+    refs = repo.refs()
+    trees = {commit: repo.tree(commit) for commit in {*refs.branches.values(), *refs.tags.values()}}
+    stored = frozenset(file.sha256 for tree in trees.values() for file in tree.values())
+    return _Seen(access, refs.branches[MAIN], refs.tags, trees[refs.branches[MAIN]], stored)
+
+
+def _check_repository(name: str, folder: Path, seen: _Seen, config: PublishConfig) -> None:
+    if seen.access is not None and not seen.access.private and not config.public:
+        raise PublishError(folder, f"everybody may see {name!r}. Make it private, or say --public")
+    script = f"{name.rpartition('/')[2]}.py"
+    if script in seen.tree:
+        what = f"it holds {script}, for which `datasets` refuses the whole repository. Delete that file first"
+        raise PublishError(name, what)
+
+
+def _check_follows(folder: Path, version: str, seen: _Seen) -> None:
+    """Refuse what is older than a published version, for people may have been taken out of it since, or leaves one out.
+
+    Versions that were withdrawn have no tag any more: nobody has to tell of them.
+    """
+    published = sorted(filter(None, map(version_of, seen.tags)), key=version_numbers)
+    if published and version_numbers(version) < version_numbers(published[-1]):
+        raise PublishError(folder, f"it is version {version}, and {published[-1]} was published. Pack a higher one")
+    told = changelog_versions((folder / README_FILE).read_text("utf-8"))
+    untold = [tag_of(one) for one in published if one not in told]
+    if untold:
+        what = f"the changelog of its card leaves out {', '.join(untold)}. Make the card with"
+        raise PublishError(folder, f"{what}: entire-id card {quote(str(folder))} --facts card.toml --previous OLD")
+
+
 def _outdated(strangers: Iterable[str]) -> list[str]:
-    """Return the files of no version that would be loaded with it: those among the shards."""
-    return [path for path in strangers if path.startswith(_SHARD_FOLDERS)]
-
-
-def _known_commits(refs: Refs) -> set[str]:
-    """Return the commits whose large files the Hub keeps, so that they need not travel."""
-    return {*refs.branches.values(), *refs.tags.values()}
+    """Return which files of no version would be loaded with it, sorted: those among the shards."""
+    return sorted(path for path in strangers if path.startswith(_SHARD_FOLDERS))
 
 
 def _files(folder: Path, manifest: Manifest) -> tuple[FileEntry, ...]:
@@ -257,22 +275,6 @@ def _check_folder(folder: Path, config: PublishConfig, progress: Progress) -> No
         raise PublishError(folder, f"{what} entire-id card {quote(str(folder))} --facts card.toml")
 
 
-def _check_changelog(folder: Path, refs: Refs) -> None:
-    """Refuse a card that does not say what became of the versions that were published."""
-    told = {tag_of(version) for version in changelog_versions((folder / README_FILE).read_text("utf-8"))}
-    untold = [tag for tag in refs.tags if version_of(tag) and tag not in told]
-    if untold:
-        what = f"the changelog of its card leaves out {', '.join(sorted(untold))}. Make the card with"
-        raise PublishError(folder, f"{what}: entire-id card {quote(str(folder))} --facts card.toml --previous OLD")
-
-
-def _check_loadable(name: str, tree: Tree) -> None:
-    script = f"{name.rpartition('/')[2]}.py"
-    if script in tree:
-        what = f"it holds {script}, for which `datasets` refuses the whole repository. Delete that file first"
-        raise PublishError(name, what)
-
-
 def _is_there(files: Iterable[FileEntry], tree: Tree, folder: Path) -> bool:
     """Tell whether a revision is the version: every file of it, and no other shard."""
     files = list(files)
@@ -283,9 +285,7 @@ def _is_there(files: Iterable[FileEntry], tree: Tree, folder: Path) -> bool:
 # --- doing it ---------------------------------------------------------------------------------------------------------
 
 
-def publish(
-    folder: str | Path, repo: HubRepo, plan: PublishPlan, progress: Progress = no_progress, *, forget: bool = False
-) -> Published:
+def publish(folder: str | Path, repo: HubRepo, plan: PublishPlan, progress: Progress = no_progress) -> Published:
     """Do what `plan` says, and return what was done. After a break the same call goes on.
 
     Args:
@@ -293,7 +293,6 @@ def publish(
         repo: the repository that it was made for.
         plan: what to do.
         progress: told how far it is.
-        forget: leave nothing of the history of `main` but this version.
 
     Raises:
         RemoteChangedError: the repository is not what the plan saw, or somebody else publishes too.
@@ -316,10 +315,6 @@ def publish(
             raise VersionExistsError(repo.name, plan.version)
     else:
         commit, uploaded = _bring(folder, repo, plan, refs, staging, progress)
-        if forget:
-            repo.squash(MAIN, f"Version {plan.version}")
-            commit = repo.refs().branches[MAIN]
-            _check_there(folder, repo, plan, commit)
         _tag(folder, repo, plan, commit)
     if staging in repo.refs().branches:
         repo.delete_branch(staging)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
+import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, close_session, snapshot_download
 
 from entire_id.errors import (
     EntireIdError,
@@ -24,41 +27,15 @@ from entire_id.hub.card import write_card
 from entire_id.hub.facts import OwnerFacts
 from entire_id.hub.publish import PublishConfig, plan_publish, publish, read_plan
 from entire_id.hub.repo import HubRepo
+from entire_id.hub.versions import verify_revision
+from entire_id.repository import Repository
 from entire_id.shards.manifest import read_manifest
 
-from builders import many_crops, pack_folder, tree
-from hub_server import OWNER, READER, STRANGER, HubServer
+from builders import pack_folder, tree
+from hub_server import OWNER, READER, STRANGER, HubServer, hub_server
 
 NAME = "entire/entire-id"
 FACTS = OwnerFacts("lab-1.0", "https://lab.org/licence")
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    return many_crops(tmp_path / "raw", 40, 4)
-
-
-@pytest.fixture
-def first(raw: Path, tmp_path: Path) -> Path:
-    """Version 1.0.0: 40 people in some shards, with its card."""
-    folder = pack_folder(raw, tmp_path / "one", version="1.0.0", shard_rows=40)
-    write_card(folder, FACTS)
-    return folder
-
-
-@pytest.fixture
-def second(raw: Path, first: Path, tmp_path: Path) -> Path:
-    """Version 1.1.0: one person more, and one fewer in the gallery."""
-    more = tmp_path / "raw-more"
-    shutil.copytree(raw, more)
-    for path in raw.glob("*/00000_*"):
-        path_of_new = more / path.parent.name / path.name.replace("00000_", "00099_")
-        path_of_new.write_bytes(path.read_bytes() + b"somebody else")
-    for path in more.glob("*/00001_*"):
-        path.unlink()
-    folder = pack_folder(more, tmp_path / "two", version="1.1.0", shard_rows=40, previous=first)
-    write_card(folder, FACTS, previous=first)
-    return folder
 
 
 def ours(folder: Path) -> dict[str, bytes]:
@@ -288,6 +265,12 @@ def test_a_changelog_leaves_no_version_out(first: Path, second: Path, hub_site: 
         plan_publish(second, HubRepo(NAME))
 
 
+def test_an_old_version_does_not_come_back(first: Path, second: Path, hub_site: HubServer) -> None:
+    release(second)
+    with pytest.raises(PublishError, match=r"it is version 1\.0\.0, and 1\.1\.0 was published"):
+        plan_publish(first, HubRepo(NAME))
+
+
 def test_a_public_repository_must_be_meant(first: Path, hub_site: HubServer) -> None:
     HfApi().create_repo(NAME, repo_type="dataset", private=False)
     with pytest.raises(PublishError, match="everybody may see 'entire/entire-id'. Make it private, or say --public"):
@@ -346,3 +329,48 @@ def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(PublishError, match="no plan of this version of entire-id"):
         read_plan(tmp_path / "plan.json")
+
+
+# --- Xet, and a process of its own ------------------------------------------------------------------------------------
+
+
+def test_with_xet_versions_come_and_go_as_they_are(
+    first: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+    with hub_server(tmp_path / "xet-site", xet=True) as hub:
+        hub.patch_client(monkeypatch, tmp_path / "xet-home")
+        release(first)
+        whole = hub.store.stored_chunks()
+        release(second)
+        assert 0 < hub.store.stored_chunks() - whole < whole
+        assert not hub.asked("^PUT"), "no file travels as a whole"
+        for version, folder in (("v1.0.0", first), ("v1.1.0", second)):
+            local = snapshot_download(NAME, repo_type="dataset", revision=version)
+            found = {path: (Path(local) / path).read_bytes() for path in ours(folder)}
+            assert found == ours(folder)
+        assert verify_revision(Repository(NAME, "v1.1.0"), deep=True) == ()
+    close_session()
+
+
+@pytest.mark.parametrize("place", [r"PUT /", r"POST .*/commit/publish", r"POST .*/commit/main", r"POST .*/tag/"])
+def test_a_killed_process_is_gone_on_after(place: str, first: Path, hub_site: HubServer, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "entire_id", "publish", str(first), NAME, "--apply"]
+    environment = os.environ | hub_site.environment(tmp_path / "home-of-process")
+    slow = hub_site.fail("slow", place, delay_s=30)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not slow.seen and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert slow.seen
+        process.kill()
+    finally:
+        process.kill()
+        process.wait()
+    assert "v1.0.0" not in hub_site.refs(NAME)
+    hub_site.faults.clear()
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert remote(hub_site, "v1.0.0") == remote(hub_site, "main") == ours(first)
+    assert OWNER not in done.stdout + done.stderr

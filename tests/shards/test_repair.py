@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from entire_id.cli import app
+from entire_id.cli.main import app
 from entire_id.errors import DatasetNotFoundError, OutputExistsError
 from entire_id.shards.manifest import FileEntry, Shard, file_digest, read_manifest
 from entire_id.shards.repair import RepairReport, repair
