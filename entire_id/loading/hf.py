@@ -27,7 +27,8 @@ def load(
 ) -> datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict:
     """Return what `datasets.load_dataset` returns, after checks that it does not make.
 
-    A folder's files are compared with its manifest by name and size; `entire-id verify` looks at every byte.
+    A folder's files are compared with its manifest by name and size; `entire-id verify` looks at every byte. Only the
+    shards of the splits that are asked for are fetched and converted; `load_dataset` takes all of the config.
 
     Args:
         path: a packed folder, or a repository `owner/name` on the Hugging Face Hub, also `owner/name@v1.0.0`. A folder
@@ -58,24 +59,48 @@ def load(
         folder = Path(path).expanduser()
         if revision is not None:
             raise ValueError(f"revision {revision!r} belongs to a repository; {str(path)!r} is a folder")
-        _check_names(path, _check_folder(folder), config, split)
-        builder = datasets.load_dataset_builder(str(folder.resolve()), config)
+        where, commit, configs = str(folder.resolve()), None, _check_folder(folder)
     else:
-        name, revision = repository
-        commit, configs = _check_repository(name, revision)
-        _check_names(path, configs, config, split)
-        builder = datasets.load_dataset_builder(HUB + name, config, revision=commit)
-        if builder.hash != commit:  # offline, `datasets` takes the newest commit of its cache, whatever was asked for
-            why = f"revision {revision or 'main'} is not in the cache, and the Hub cannot be reached"
-            raise RepositoryNotFoundError(name, why)
+        where = HUB + repository.name
+        commit, configs = _check_repository(*repository)
+    _check_names(path, configs, config, split)
+    builder = datasets.load_dataset_builder(where, config, revision=commit)
+    if repository is not None and builder.hash != commit:
+        # Offline, `datasets` takes the newest commit of its cache, whatever was asked for.
+        why = f"revision {repository.revision or 'main'} is not in the cache, and the Hub cannot be reached"
+        raise RepositoryNotFoundError(repository.name, why)
     if streaming:
         return builder.as_streaming_dataset(split)
+    names = _names(split)
+    if names and names < configs[config].keys():  # `datasets` would fetch and convert every split of the config
+        files = {name: configs[config][name] for name in sorted(names)}
+        features = builder.info.features
+        part = datasets.load_dataset_builder(where, config, revision=commit, data_files=files, features=features)
+        part.download_and_prepare()
+        _check_rows(path, builder, part, names)
+        return part.as_dataset(split)
     builder.download_and_prepare()
     return builder.as_dataset(split)
 
 
-def _check_folder(folder: Path) -> dict[str, list[str]]:
-    """Return the splits of every config, after a look at names and sizes."""
+def _names(split: str | None) -> set[str]:
+    """Return the splits that `split` names; none for all of them."""
+    names = {part.partition("[")[0].strip() for part in split.split("+")} if split is not None else set()
+    return set() if "all" in names else names
+
+
+def _check_rows(
+    path: str | Path, whole: datasets.DatasetBuilder, part: datasets.DatasetBuilder, names: set[str]
+) -> None:
+    """Compare the rows of some splits with what the README says, as `datasets` does for all of them."""
+    for name in names:
+        found, expected = (one.info.splits[name].num_examples for one in (part, whole))
+        if found != expected:
+            raise ManifestError(f"{path}/{README_FILE}", f"{name} has {found:,} rows, not {expected:,}")
+
+
+def _check_folder(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the splits of every config with their files, after a look at names and sizes."""
     manifest = read_manifest(folder)
     listed = {entry.path: entry.bytes for entry in manifest.files}
     for path, num_bytes in listed.items():
@@ -98,8 +123,8 @@ def _check_folder(folder: Path) -> dict[str, list[str]]:
     return _splits(rules)
 
 
-def _check_repository(name: str, revision: str | None) -> tuple[str, dict[str, list[str]]]:
-    """Return the commit that `revision` means now, and the splits of every config there."""
+def _check_repository(name: str, revision: str | None) -> tuple[str, dict[str, dict[str, str]]]:
+    """Return the commit that `revision` means now, and the splits of every config there with their files."""
     commit, readme = hub_file(name, README_FILE, revision)
     _, manifest = hub_file(name, MANIFEST_FILE, commit)
     rules = loading_rules(readme.read_text("utf-8", errors="replace"))
@@ -110,15 +135,17 @@ def _check_repository(name: str, revision: str | None) -> tuple[str, dict[str, l
     return commit, _splits(rules)
 
 
-def _splits(rules: dict[str, Any]) -> dict[str, list[str]]:
-    return {entry["config_name"]: [files["split"] for files in entry["data_files"]] for entry in rules["configs"]}
+def _splits(rules: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {
+        entry["config_name"]: {files["split"]: files["path"] for files in entry["data_files"]}
+        for entry in rules["configs"]
+    }
 
 
-def _check_names(path: str | Path, configs: dict[str, list[str]], config: str, split: str | None) -> None:
+def _check_names(path: str | Path, configs: dict[str, dict[str, str]], config: str, split: str | None) -> None:
     if config not in configs:
         raise ConfigNotFoundError(path, config, configs)
-    for part in str(split).split("+") if split is not None else []:
-        name = part.partition("[")[0].strip()
-        if name != "all" and name not in configs[config]:
+    for name in sorted(_names(split)):
+        if name not in configs[config]:
             others = [other for other, splits in configs.items() if name in splits]
             raise SplitNotFoundError(path, name, configs[config], others)
