@@ -15,7 +15,7 @@ from entire_id.errors import OutputExistsError
 from entire_id.hub.changelog import next_changelog
 from entire_id.hub.facts import OwnerFacts, read_template
 from entire_id.hub.statistics import Histogram, Statistics, collect_statistics, histogram_table, quantile
-from entire_id.records import PART_OF_SPLIT, UNKNOWN_CONTINENT, Person, Progress, no_progress
+from entire_id.records import UNKNOWN_CONTINENT, Progress, no_progress
 from entire_id.schema import RESERVED_CONFIGS, columns_table, meta_columns, shard_columns
 from entire_id.shards.configs import (
     IDENTITY_NOTE,
@@ -194,18 +194,9 @@ def _totals(manifest: Manifest) -> str:
     num_bytes = sum(entry.bytes for entry in manifest.files)
     kind = "Parquet" if manifest.format == "parquet" else "WebDataset (tar)"
     return (
-        f"{manifest.num_rows:,} crops of {len(_people(manifest)):,} identities, in {len(manifest.shards):,} {kind} "
+        f"{manifest.num_rows:,} crops of {len(manifest.people()):,} identities, in {len(manifest.shards):,} {kind} "
         f"shards; {num_bytes:,} bytes in all."
     )
-
-
-def _people(manifest: Manifest, continent: str | None = None) -> set[Person]:
-    return {
-        Person(PART_OF_SPLIT[shard.split], pid)
-        for shard in manifest.shards
-        if continent in (None, shard.continent)
-        for pid in shard.pids
-    }
 
 
 def _notes_on_splits(manifest: Manifest, statistics: Statistics) -> str:
@@ -226,7 +217,7 @@ def _cameras(manifest: Manifest, statistics: Statistics) -> str:
     for continent in manifest.continents:
         crops = [number for (place, _), number in statistics.crops_of_camera.items() if place == continent]
         share = 100 * sum(crops) / manifest.num_rows
-        people = len(_people(manifest, continent))
+        people = len(manifest.people(continent))
         rows.append(f"| {continent} | {len(crops):,} | {sum(crops):,} | {share:.1f} % | {people:,} |")
     camids = {camid for _, camid in statistics.crops_of_camera}
     known = ", ".join(f"`{name}`" for name in statistics.camera_columns)

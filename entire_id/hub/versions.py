@@ -78,10 +78,9 @@ def list_versions(repo: HubRepo) -> list[Version]:
     for version in versions:
         commit = refs.tags[tag_of(version)]
         manifest = repo.manifest(commit)
-        people = {(shard.split in ("query", "gallery"), pid) for shard in manifest.shards for pid in shard.pids}
         size = sum(entry.bytes for entry in manifest.files)
         digest = manifest.content_sha256
-        found.append(Version(version, commit, digest == main, manifest.num_rows, len(people), size, digest))
+        found.append(Version(version, commit, digest == main, manifest.num_rows, len(manifest.people()), size, digest))
     return found
 
 

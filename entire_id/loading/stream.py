@@ -27,6 +27,7 @@ from entire_id.images import RgbImage, decode_rgb
 from entire_id.loading.dataset import ReadOptions
 from entire_id.loading.files import open_files
 from entire_id.loading.groups import check_at_least
+from entire_id.loading.handover import SharedImages, by_value
 from entire_id.loading.index import fetch_manifest
 from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
 from entire_id.loading.sampler import check_people, check_state, place_of_process
@@ -408,14 +409,16 @@ class PKStream(IterableDataset[dict[str, Any]]):
         if bad:
             kept, source = _replaced(bad, len(batch.crops), epoch.draw.k)
             shown = (source - np.searchsorted(sorted(bad), source)).tolist()
-            images = images[shown] if isinstance(images, np.ndarray) else [images[place] for place in shown]
+            images = [images[place] for place in shown] if isinstance(images, list) else images[shown]
             columns = columns[:, source]
             is_padded = (is_padded | np.isin(np.arange(len(is_padded)), list(bad)))[kept]
         if isinstance(images, list) and self._transform and isinstance(images[0], torch.Tensor):
             images = torch.stack(images)
         pid, camid, row, _ = columns.copy()
-        label = self.label_map.labels_of(pid)
-        return {"image": images, "label": label, "pid": pid, "camid": camid, "row": row, "padded": is_padded}
+        labels = {"label": self.label_map.labels_of(pid), "pid": pid, "camid": camid, "row": row, "padded": is_padded}
+        if get_worker_info() is None:
+            return {"image": images, **labels}
+        return {"image": images, **{name: by_value(array) for name, array in labels.items()}}
 
     def _images(self, batch: Batch, epoch: Epoch, bad: dict[int, EntireIdError]) -> Any:  # noqa: ANN401
         """Return the images of a batch but for corrupt ones, whose errors are put down in `bad` by their places."""
@@ -432,7 +435,14 @@ class PKStream(IterableDataset[dict[str, Any]]):
             if len(bad) == len(batch.crops):
                 raise bad[0]
 
-        return stacked(good(), len(batch.crops)) if self._transform else list(good())
+        if self._transform is None:
+            return list(good())
+        if get_worker_info() is None:
+            return stacked(good(), len(batch.crops))
+        shared = SharedImages()
+        images = stacked(good(), len(batch.crops), shared.empty)
+        tensor = shared.tensor(len(images)) if isinstance(images, np.ndarray) else None
+        return images if tensor is None else tensor
 
     def _image(self, batch: Batch, place: int, epoch: Epoch) -> Any:  # noqa: ANN401 what the transform returns
         """Return the image of a crop, or the error if it is corrupt and to be skipped."""

@@ -360,7 +360,7 @@ def crop_generator(numbers: tuple[int, ...]) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(_Words(np.frombuffer(words, "<u8"))))  # type: ignore[arg-type]
 
 
-def stacked(images: Iterable[Any], num_images: int) -> Any:  # noqa: ANN401 an array or a list
+def stacked(images: Iterable[Any], num_images: int, empty: Callable[..., npt.NDArray[Any]] = np.empty) -> Any:  # noqa: ANN401 an array or a list
     """Return the images as one array (n, …) if they are arrays of one shape and type, else as a list of n.
 
     Each is copied as it comes and may go at once, so that its memory serves the next one while the caches hold it:
@@ -369,12 +369,13 @@ def stacked(images: Iterable[Any], num_images: int) -> Any:  # noqa: ANN401 an a
     Args:
         images: at least one.
         num_images: how many there are at most.
+        empty: gives an array of a shape and a type to put them in.
     """
     rest = iter(images)
     first = next(rest)
     if not isinstance(first, np.ndarray):
         return [first, *rest]
-    batch = np.empty((num_images, *first.shape), first.dtype)
+    batch = empty((num_images, *first.shape), first.dtype)
     batch[0], num_stacked = first, 1
     for image in rest:
         if not isinstance(image, np.ndarray) or (image.shape, image.dtype) != (first.shape, first.dtype):

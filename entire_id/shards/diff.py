@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from entire_id.errors import ManifestError
-from entire_id.records import JUNK_PID, PART_OF_SPLIT, SPLITS, Person
+from entire_id.records import SPLITS
 from entire_id.shards.manifest import Manifest, Shard, read_manifest
 
 __all__ = ["SplitDiff", "VersionDiff", "diff_folders", "diff_manifests"]
@@ -91,7 +91,7 @@ def diff_manifests(
     known = {entry.sha256 for entry in old_set.files}
     old_rows = _rows(old_file, (shard for path, shard in old_shards.items() if path not in kept))
     new_rows = _rows(new_file, (shard for path, shard in new_shards.items() if path not in kept))
-    old_people, new_people = _people(old_set), _people(new_set)
+    old_people, new_people = old_set.people(), new_set.people()
     return VersionDiff(
         old_version=old_set.version,
         new_version=new_set.version,
@@ -104,12 +104,6 @@ def diff_manifests(
         splits=_splits(old_rows, new_rows),
         upload_bytes=sum(entry.bytes for entry in new_set.files if entry.sha256 not in known),
     )
-
-
-def _people(manifest: Manifest) -> set[Person]:
-    return {
-        Person(PART_OF_SPLIT[shard.split], pid) for shard in manifest.shards for pid in shard.pids if pid != JUNK_PID
-    }
 
 
 def _rows(file: Callable[[str], Path], shards: Iterable[Shard]) -> dict[str, tuple[object, ...]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from entire_id.errors import DatasetNotFoundError, ManifestError
-from entire_id.records import CAMERAS_FILE, SPLITS, is_safe_path
+from entire_id.records import CAMERAS_FILE, PART_OF_SPLIT, SPLITS, Person, is_safe_path
 from entire_id.schema import is_continent
 
 __all__ = [
@@ -164,6 +164,15 @@ class Manifest:
     def continents(self) -> tuple[str, ...]:
         """Continents that have rows, sorted."""
         return tuple(sorted({shard.continent for shard in self.shards}))
+
+    def people(self, continent: str | None = None) -> set[Person]:
+        """Return the identities of both parts, or those with crops of a continent."""
+        return {
+            Person(PART_OF_SPLIT[shard.split], pid)
+            for shard in self.shards
+            if continent in (None, shard.continent)
+            for pid in shard.pids
+        }
 
     @property
     def num_rows(self) -> int:

@@ -83,13 +83,11 @@ def test_rows_and_streams_take_versions(first: Path, second: Path, hub_site: Hub
         assert crops.keys == local.keys
         assert [crops[row]["image"] for row in (0, 7)] == [local[row]["image"] for row in (0, 7)]
         options = entire_id.StreamOptions(unit_groups=1)
-        remote, disk = (
-            [
-                batch["row"].tolist()
-                for batch in entire_id.PKStream(where, "gallery", 4, 2, decode=False, options=options)
-            ]
+        streams = (
+            entire_id.PKStream(where, "gallery", 4, 2, decode=False, options=options)
             for where in (f"{NAME}@{version}", folder)
         )
+        remote, disk = ([batch["row"].tolist() for batch in stream] for stream in streams)
         assert remote == disk
 
 

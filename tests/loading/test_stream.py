@@ -30,6 +30,7 @@ from entire_id.loading.index import fetch_manifest
 from entire_id.loading.lanes import Unit
 from entire_id.loading.selection import LabelMap, Selection
 from entire_id.loading.stream import PKStream, StreamOptions
+from entire_id.loading.transforms import resize
 from entire_id.loading.units import UnitReader
 from entire_id.shards.manifest import read_manifest
 
@@ -203,6 +204,42 @@ def test_batches_carry_labels_and_pixels(folder: Path) -> None:
     assert (batch["label"] == crops.labels[rows]).all()
     assert stream.label_map == crops.label_map
     assert all((image == crops[row]["image"]).all() for image, row in zip(batch["image"], rows.tolist(), strict=True))
+
+
+def tall(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return resize(pixels, 64, 32) + rng.integers(0, 2, (64, 32, 1), np.uint8)
+
+
+def tensor(pixels: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    return torch.from_numpy(tall(pixels, rng))
+
+
+def words(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.array(["a", "b"])
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("transform", [tall, tensor])
+def test_workers_hand_over_plain_tensors_of_the_same_values(folder: Path, transform: Any, context: str) -> None:
+    streams = (stream_of(folder, decode=True, transform=transform, mixing={"lanes": 2}) for _ in range(2))
+    loaders = [
+        DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context=context if workers else None)
+        for stream, workers in zip(streams, (0, 2), strict=True)
+    ]
+    for number, (own, handed) in enumerate(zip(*loaders, strict=False)):
+        for name, value in own.items():
+            assert type(handed[name]) is torch.Tensor, name
+            assert (handed[name].dtype, handed[name].shape) == (value.dtype, value.shape)
+            assert torch.equal(handed[name], value)
+            handed[name].zero_()  # it is the loop's own
+        if number == 5:
+            break
+
+
+def test_what_tensors_cannot_hold_is_handed_over_all_the_same(folder: Path) -> None:
+    stream = stream_of(folder, decode=True, transform=words, mixing={"lanes": 2})
+    batch = next(iter(DataLoader(stream, batch_size=None, num_workers=2)))
+    assert batch["image"].tolist() == [["a", "b"]] * len(batch["pid"])
 
 
 def test_a_uniform_stream_shows_every_crop_once_in_batches_of_p_times_k(folder: Path) -> None:
