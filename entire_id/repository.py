@@ -81,6 +81,7 @@ def hub_errors(name: str) -> Iterator[None]:
         DatasetNotFoundError: `name` is no name of a repository.
         RepositoryNotFoundError: no such repository or revision, access to it is gated, or it cannot be reached.
     """
+    from httpx2 import TransportError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -93,3 +94,5 @@ def hub_errors(name: str) -> Iterator[None]:
         raise RepositoryNotFoundError(name, "the Hub cannot be reached, and it is not in the cache") from error
     except HfHubHTTPError as error:
         raise RepositoryNotFoundError(name, f"the Hub says no ({str(error).splitlines()[0]})") from error
+    except TransportError as error:
+        raise RepositoryNotFoundError(name, f"the Hub does not answer ({error})") from error

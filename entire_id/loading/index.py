@@ -25,7 +25,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entire_id.errors import DatasetNotFoundError, EntireIdError, ManifestError, SplitNotFoundError
+from entire_id.errors import (
+    DatasetNotFoundError,
+    EntireIdError,
+    ManifestError,
+    RepositoryNotFoundError,
+    SplitNotFoundError,
+)
 from entire_id.loading.files import Files, LocalFiles
 from entire_id.schema import arrow_schema, meta_columns
 from entire_id.shards.manifest import MANIFEST_FILE, Manifest, Shard, parse_manifest, read_manifest
@@ -361,6 +367,8 @@ def fetch_manifest(files: Files) -> Manifest:
     else:
         try:
             data = files.read(MANIFEST_FILE)
+        except RepositoryNotFoundError:
+            raise
         except FileNotFoundError as error:
             raise DatasetNotFoundError(files.name, f"no {MANIFEST_FILE} in it") from error
         manifest = parse_manifest(data, f"{files.name}/{MANIFEST_FILE}")

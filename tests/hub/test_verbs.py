@@ -92,7 +92,7 @@ def test_who_is_erased_is_gone_from_the_hub(first: Path, second: Path, hub_site:
     assert "deleted the tag v1.0.0" in err
     assert "whoever downloaded" in err
     assert set(hub_site.refs(NAME)) == {"main", "v1.2.0"}
-    for file in hub_site.store.root.rglob("*"):
+    for file in (tmp_path / "hub-site").rglob("*"):
         data = file.read_bytes() if file.is_file() else b""
         assert not any(image in data for image in images), file
     assert "holds nothing but version 1.2.0" in typed("withdraw", NAME, "--keep", "v1.2.0")[1]
