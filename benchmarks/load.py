@@ -22,7 +22,7 @@ from trees import make_tree
 HERE = Path(__file__).parent
 RIVALS, STREAMS = (HERE.parent / name / "bin" / "python" for name in (".venv-rivals", ".venv-rivals-streams"))
 OURS = Path(sys.executable)
-MEAN_BYTES, GRAIN = 8_000, 5
+MEAN_BYTES, GRAIN, CROPS_A_PERSON = 8_000, 5, 32
 # What each is called, and which environment it runs in.
 SYSTEMS = {
     "limit": ("decode + resize from memory, one process", OURS),
@@ -66,7 +66,7 @@ def make_crops(folder: Path, num_crops: int) -> None:
     if not (folder / "ours").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        make_tree(folder / "crops", num_crops, MEAN_BYTES, grain=GRAIN)
+        make_tree(folder / "crops", num_crops, MEAN_BYTES, grain=GRAIN, people=num_crops // CROPS_A_PERSON)
         command = [sys.executable, "-m", "entire_id", "pack", folder / "crops", folder / "ours"]
         subprocess.run(command, check=True, capture_output=True)
 

@@ -21,13 +21,21 @@ TEST_CROPS = 4
 _COMMENT = b"\xff\xfe"  # JPEG marker of a comment: makes each file its own, and of a given size
 
 
-def make_tree(folder: Path, num_files: int, mean_bytes: int = 7_900, seed: int = 0, grain: float | None = None) -> int:
+def make_tree(
+    folder: Path,
+    num_files: int,
+    mean_bytes: int = 7_900,
+    seed: int = 0,
+    grain: float | None = None,
+    people: int | None = None,
+) -> int:
     """Write `num_files` crops with the published proportions of people and return their bytes.
 
     A person has a long-tailed number of crops in train (lognormal, sigma 0.8, about 411 on average) and 4 in test. A
     crop is one of 2,000 drawn ones with a comment of random bytes, so that sizes spread around `mean_bytes`.
     With `grain` (standard deviation of a noise, in levels) the pictures themselves are as large as photographs are,
-    so that decoding costs what it does there.
+    so that decoding costs what it does there. With `people` the train part has that many, whatever the proportions: of
+    a few thousand crops it would have so few that no batch of identities could be filled to the end of an epoch.
     """
     with tempfile.TemporaryDirectory() as drawn:
         draw_sample(Path(drawn) / "crops", SampleConfig.of_size(2000, seed))
@@ -45,7 +53,7 @@ def make_tree(folder: Path, num_files: int, mean_bytes: int = 7_900, seed: int =
     for name in ("bounding_box_train", "query", "bounding_box_test"):
         (folder / name).mkdir(parents=True)
     num_bytes = 0
-    for number, (path, size, start) in enumerate(zip(names(num_files, rng), sizes.tolist(), starts.tolist())):
+    for number, (path, size, start) in enumerate(zip(names(num_files, rng, people), sizes.tolist(), starts.tolist())):
         picture = pictures[number % len(pictures)]
         comment = _COMMENT + (size + 2).to_bytes(2, "big") + noise[start : start + size]
         descriptor = os.open(f"{folder}/{path}", os.O_CREAT | os.O_WRONLY)
@@ -64,10 +72,10 @@ def grained(picture: bytes, grain: float, rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def names(num_files: int, rng: np.random.Generator) -> Iterator[str]:
+def names(num_files: int, rng: np.random.Generator, people: int | None = None) -> Iterator[str]:
     """Yield official names."""
     num_test = max(1, round(TEST_PEOPLE * num_files / TOTAL_CROPS))
-    num_train = max(1, round(TRAIN_PEOPLE * num_files / TOTAL_CROPS))
+    num_train = people or max(1, round(TRAIN_PEOPLE * num_files / TOTAL_CROPS))
     weights = rng.lognormal(0, 0.8, num_train)
     edges = np.round(np.cumsum(weights) / weights.sum() * (num_files - TEST_CROPS * num_test)).astype(int)
     counts = [*np.diff(edges, prepend=0).tolist(), *[TEST_CROPS] * num_test]

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import HfApi, close_session, snapshot_download
 
@@ -31,7 +32,7 @@ from entire_id.hub.versions import verify_revision
 from entire_id.repository import Repository
 from entire_id.shards.manifest import read_manifest
 
-from builders import pack_folder, tree
+from builders import many_crops, pack_folder, tree
 from hub_server import OWNER, READER, STRANGER, HubServer, hub_server
 
 NAME = "entire/entire-id"
@@ -95,6 +96,28 @@ def test_the_next_version_sends_only_what_changed(first: Path, second: Path, hub
     assert sent(hub_site) == sum(len(ours(second)[path]) for path in changed) < plan.upload_bytes
     assert remote(hub_site, "v1.0.0") == ours(first)
     assert remote(hub_site, "v1.1.0") == remote(hub_site, "main") == ours(second)
+
+
+def test_two_percent_more_people_send_less_than_five_percent(tmp_path: Path, hub_site: HubServer) -> None:
+    raw, rng = many_crops(tmp_path / "many", 400, 6), np.random.default_rng(0)
+    for path in sorted(raw.glob("*/*")):
+        path.write_bytes(path.read_bytes() + rng.bytes(3_000))  # as large as small crops are
+    late = [path for path in raw.glob("*/*") if int(path.name[:5]) >= 392]
+    aside = [(path, path.read_bytes()) for path in late]
+    for path in late:
+        path.unlink()
+    old = pack_folder(raw, tmp_path / "old", version="1.0.0", shard_rows=400)
+    write_card(old, FACTS)
+    for path, data in aside:
+        path.write_bytes(data)
+    new = pack_folder(raw, tmp_path / "new", version="1.1.0", shard_rows=400, previous=old)
+    write_card(new, FACTS, previous=old)
+    release(old)
+    hub_site.requests.clear()
+    release(new)
+    whole = sum(map(len, ours(new).values()))
+    assert read_manifest(new).splits["gallery"].people == 400
+    assert sum(record.bytes_in for record in hub_site.requests) < 0.05 * whole
 
 
 def test_shards_that_a_version_has_no_more_leave_main(
