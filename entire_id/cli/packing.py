@@ -234,10 +234,11 @@ def verify(
 def _verify_revision(repository: Repository, *, deep: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from entire_id.hub.repo import MAIN, HubRepo
     from entire_id.hub.versions import verify_revision
 
     with progress_bar() as progress:
-        problems = verify_revision(repository, progress, deep=deep)
+        problems = verify_revision(HubRepo(repository.name), repository.revision or MAIN, progress, deep=deep)
     if as_json:
         print_json({"problems": [asdict(one) for one in problems]})
     elif problems:
