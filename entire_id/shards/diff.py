@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from entire_id.errors import ManifestError
-from entire_id.records import JUNK_PID, PART_OF_SPLIT, SPLITS, Person
+from entire_id.records import PART_OF_SPLIT, SPLITS, Person
 from entire_id.shards.manifest import Manifest, Shard, read_manifest
 
 __all__ = ["SplitDiff", "VersionDiff", "diff_folders", "diff_manifests"]
@@ -107,9 +107,7 @@ def diff_manifests(
 
 
 def _people(manifest: Manifest) -> set[Person]:
-    return {
-        Person(PART_OF_SPLIT[shard.split], pid) for shard in manifest.shards for pid in shard.pids if pid != JUNK_PID
-    }
+    return {Person(PART_OF_SPLIT[shard.split], pid) for shard in manifest.shards for pid in shard.pids}
 
 
 def _rows(file: Callable[[str], Path], shards: Iterable[Shard]) -> dict[str, tuple[object, ...]]:
