@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from entire_id.cli.packing import LayoutOption
 from entire_id.evaluation.ranking import evaluate
+from entire_id.hub.statistics import collect_statistics
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.joining import join
 from entire_id.loading.reader import CropReader
@@ -138,6 +142,17 @@ def test_joined_sets_share_nobody_and_no_camera(tmp_path):
     assert len(joined.label_map) == sum(len(one.label_map) for one in train.values())
     seen = [{*joined.camids[joined.sources == number].tolist()} for number in range(len(names))]
     assert sum(map(len, seen)) == len(set().union(*seen))
+
+
+def test_the_help_names_every_layout():
+    assert set(re.findall(r"[a-z0-9-]+", get_args(LayoutOption)[1].help)) >= set(LAYOUTS)
+
+
+def test_the_card_tells_junk_and_distractors_apart(tmp_path):
+    manifest = pack_small(tmp_path, "market1501").manifest
+    statistics = collect_statistics(tmp_path / "market1501", manifest)
+    assert (statistics.junk, statistics.unlabelled) == ({"gallery": 5}, {"gallery": 6})
+    assert sum(statistics.crops_per_identity["gallery"].values()) == 4
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -29,6 +29,7 @@ from entire_id.sources.remote import RemoteFiles
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MAX_DEPTH",
     "CropSource",
     "Layout",
     "NameParts",
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+MAX_DEPTH = 3
+"""How many folders deep a layout's folders may lie."""
+
 _MAX_INT32, _MAX_INT64 = 2**31 - 1, 2**63 - 1
 
 
@@ -290,7 +294,7 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
+def find_base(files: Files, layout: Layout, max_depth: int = MAX_DEPTH) -> str:
     """Return the folder that holds the layout's folders: the top, or the only one that does at the least depth.
 
     Raises:

@@ -11,7 +11,7 @@ from entire_id.errors import LayoutNotFoundError, SourceError, SourceUnreachable
 from entire_id.records import Source, split_suffix
 from entire_id.remote import place_of
 from entire_id.sources import cuhk, duke, entire, last, market, msmt
-from entire_id.sources.crops import CropSource, Layout, find_base, is_image_suffix, open_place, variant_of
+from entire_id.sources.crops import MAX_DEPTH, CropSource, Layout, find_base, is_image_suffix, open_place, variant_of
 from entire_id.sources.files import Files
 from entire_id.sources.lists import ListPlace
 from entire_id.sources.table import TABLE_SUFFIXES, TableSource
@@ -109,8 +109,12 @@ def recognise(path: str | Path, lists_path: Path | None = None) -> Recognised:
         LayoutNotFoundError: there is no folder of any.
     """
     files = open_place(place_of(path))
-    looked = {layout.name: _look(files, layout, lists_path) for layout in LAYOUTS.values()}
-    found = {name: signs for name, signs in looked.items() if isinstance(signs, str) and signs}
+    looked: dict[str, str | SourceError] = {}
+    found: dict[str, str] = {}
+    for depth in range(MAX_DEPTH + 1):  # a folder for each of ten thousand people is not looked into for other layouts
+        looked = {layout.name: _look(files, layout, lists_path, depth) for layout in LAYOUTS.values()}
+        if found := {name: signs for name, signs in looked.items() if isinstance(signs, str) and signs}:
+            break
     for narrow, wide in _WIDER.items():
         if narrow in found:
             found.pop(wide, None)
@@ -123,10 +127,10 @@ def recognise(path: str | Path, lists_path: Path | None = None) -> Recognised:
     return Recognised(LAYOUTS[name], why)
 
 
-def _look(files: Files, layout: Layout, lists_path: Path | None) -> str | SourceError:
+def _look(files: Files, layout: Layout, lists_path: Path | None, depth: int) -> str | SourceError:
     """Return by what a layout is known, `""` where it is not, or why its folders cannot be found."""
     try:
-        return _signs(files, layout, lists_path)
+        return _signs(files, layout, lists_path, depth)
     except SourceUnreachableError:
         raise
     except SourceError as error:
@@ -149,13 +153,13 @@ def _folders() -> Iterator[str]:
         yield from layout.folders
 
 
-def _signs(files: Files, layout: Layout, lists_path: Path | None) -> str:
+def _signs(files: Files, layout: Layout, lists_path: Path | None, depth: int) -> str:
     """Return by what a layout is known here; `""` where it is not.
 
     Raises:
         SourceError: its folders are not there, or several times.
     """
-    base = find_base(files, layout)
+    base = find_base(files, layout, depth)
     prefix = f"{base}/" if base else ""
     names = [name for folder in layout.folders for name in _images(files, f"{prefix}{folder}")]
     known = [name for name in names if layout.parse_name(split_suffix(name)[0].rpartition("/")[2])]

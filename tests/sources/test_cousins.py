@@ -12,6 +12,7 @@ import pytest
 from entire_id.errors import LayoutNotFoundError, SourceError
 from entire_id.records import DISTRACTOR_PID, JUNK_PID, Reason, Rejected, Sample
 from entire_id.sources.crops import CropSource
+from entire_id.sources.files import Folder
 from entire_id.sources.layouts import LAYOUTS, open_source, recognise
 from entire_id.sources.official import Found, compare_counts
 
@@ -347,6 +348,17 @@ def test_what_may_be_several_sets_or_none_is_an_error_that_says_so(tmp_path):
         open_source(tmp_path / "none", "last")
     with pytest.raises(LayoutNotFoundError, match="mask_test_v2.*found 'crops-of-mine'"):
         recognise(write_tree(tmp_path / "flat", [("crops-of-mine/a.jpg", b"")]))
+
+
+def test_folders_of_people_are_not_looked_through_for_other_layouts(tmp_path, monkeypatch):
+    path = write_small(tmp_path, "last")
+    seen = Counter()
+    folders = Folder.folders
+    monkeypatch.setattr(Folder, "folders", lambda self, one: seen.update([one]) or folders(self, one))
+    assert recognise(path).layout.name == "last"
+    assert set(seen) == {"", "test"}
+    root = write_tree(tmp_path / "other/test/deeper", small_tree("market1501").items())
+    assert recognise(root.parents[1]).layout.name == "market1501"
 
 
 def test_a_few_wrong_names_do_not_hide_a_layout_and_many_do(tmp_path):
