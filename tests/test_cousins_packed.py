@@ -19,6 +19,8 @@ from entire_id.loading.dataset import CropDataset
 from entire_id.loading.joining import join
 from entire_id.loading.reader import CropReader
 from entire_id.loading.sampler import PKSampler
+from entire_id.loading.selection import Selection
+from entire_id.loading.stream import PKStream
 from entire_id.records import DISTRACTOR_PID, JUNK_PID
 from entire_id.shards.manifest import read_manifest
 from entire_id.shards.pack import PackConfig, PackReport, pack
@@ -87,6 +89,12 @@ def test_junk_and_distractors_are_nobody_from_packing_to_batches(tmp_path):
     pids = labels_of(folder, "gallery")[0]
     drawn = np.concatenate(list(PKSampler(pids, p=2, k=2)))
     assert (pids[drawn] >= 0).all()
+    streamed = np.concatenate([batch["pid"] for batch in PKStream(folder, "gallery", p=2, k=2)])
+    assert set(streamed.tolist()) <= {2, 3, 4, 5}
+    everything = CropDataset(folder, "gallery", select=Selection(keep_junk=True))
+    assert (len(everything), (everything.labels == -1).sum()) == (21, 13)
+    both = join({"ours": CropDataset(folder, "train"), "theirs": everything})
+    assert sorted(set(both.pids[both.pids < 0].tolist())) == [DISTRACTOR_PID, JUNK_PID]
 
 
 def test_a_next_version_leaves_distractors_where_they_were(tmp_path):

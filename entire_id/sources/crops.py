@@ -151,7 +151,7 @@ class CropSource:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What the last `samples` met of the layout's `others`."""
+        """What the last `samples` met of the layout's `others`, and of a sister set."""
         return tuple(sorted(self._left_out))
 
     def _find_lists(self, path: Path | None) -> ListPlace | None:
@@ -177,7 +177,7 @@ class CropSource:
         return self._files.stamp(path)
 
     def samples(self) -> Iterator[Sample | Rejected]:
-        """Every file once; `cameras.csv` is no crop and left out."""
+        """Every file once; `cameras.csv`, lists, and what comes with the data set are no crops and left out."""
         self._left_out = set()
         continents = {camera.camid: camera.continent for camera in self._cameras}
         if self._lists is not None and self.layout.lists is not None:
@@ -189,11 +189,12 @@ class CropSource:
     def _walk(self) -> Iterator[str | Rejected]:
         """Every file but those that come with the data set and are no crops."""
         own = self._prefix + CAMERAS_FILE
-        others = self.layout.others | (self.layout.lists.files.keys() if self.layout.lists else frozenset())
+        others = self.layout.others
+        lists = {self._prefix + name for name in self.layout.lists.files} if self.layout.lists else frozenset()
         for path in self._files.walk():
             if isinstance(path, Rejected):
                 yield path
-            elif path == own:
+            elif path == own or path in lists:
                 continue
             elif others and path.startswith(self._prefix) and (top := self._below(path).partition("/")[0]) in others:
                 self._left_out.add(top)
