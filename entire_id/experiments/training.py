@@ -33,6 +33,7 @@ from entire_id.loading.dataset import CropDataset
 from entire_id.loading.files import open_files
 from entire_id.loading.index import fetch_manifest
 from entire_id.loading.joining import join
+from entire_id.loading.models import first_line
 from entire_id.loading.sampler import PKSampler
 from entire_id.loading.stream import PKStream
 from entire_id.loading.transforms import TrainTransform
@@ -87,7 +88,8 @@ def train(
 
     Raises:
         MissingExtraError: a package that trains is not installed.
-        TrainingError: `out` holds a training of other settings, or the loss is not finite.
+        TrainingError: `out` holds a training of other settings, the loss is not finite, or this process has trained in
+            another precision.
         OutputExistsError: `out` holds something else.
         ModelError: the model cannot be opened, or cannot take such crops.
         DatasetNotFoundError, RepositoryNotFoundError, SplitNotFoundError, ManifestError, DownloadError: see
@@ -97,7 +99,11 @@ def train(
     """
     accelerate, writer_of = _packages()
     is_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=is_cpu)
+    try:
+        accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=is_cpu)
+    except ValueError as error:
+        what = f"accelerate refuses precision {config.precision!r} ({first_line(error)})"
+        raise TrainingError(out, f"{what}. A process trains in one precision; start another for this one") from error
     if not accelerator.is_main_process:
         progress, tell = no_progress, _silent
     with accelerator.main_process_first():  # what is downloaded, the first one downloads

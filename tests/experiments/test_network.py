@@ -160,6 +160,13 @@ def test_weights_that_are_missing_are_refused(tmp_path):
         new_network(find_weights(str(folder)), FACTS)
 
 
+def test_pickled_weights_are_refused_and_not_taken_for_none(tmp_path):
+    folder = save_vit(tmp_path / "vit")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="its weights are no safetensors"):
+        find_weights(str(folder))
+
+
 @pytest.mark.parametrize("name", ["vit-xl", "no/such/folder"])
 def test_models_that_are_not_there_are_refused(name):
     with pytest.raises(ModelError, match="expected tiny, vit-ti, vit-s, vit-b, a folder"):

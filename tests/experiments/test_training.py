@@ -351,6 +351,20 @@ def test_losses_that_explode_stop_it(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_a_process_trains_in_one_precision(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="refuses precision 'bf16' .* start another"):
+        train(dataclasses.replace(SMALL, precision="bf16"), tmp_path / "run")
+    done = launch(
+        "entire_id", "train", "set", "--out", str(tmp_path / "run"), *OPTIONS.split(), "--precision", "bf16", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    exact, rounded = ([line["loss"] for line in metrics(run)] for run in (whole, tmp_path / "run"))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.1)
+    assert json.loads(done.stdout)["loss"] == rounded[-1]
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors")["classifier.weight"].dtype == torch.float32
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
