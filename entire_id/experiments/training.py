@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from entire_id.staging import append_line, new_folder, rewrite, sync
 __all__ = ["TrainReport", "train"]
 
 _CHECKPOINT, _METRICS, _LABELS, _MODEL = "checkpoint.safetensors", "metrics.jsonl", "labels.json", "model"
+_LOCK = ".lock"
 _MOMENTUM = "momentum_buffer"
 
 
@@ -88,8 +91,8 @@ def train(
 
     Raises:
         MissingExtraError: a package that trains is not installed.
-        TrainingError: `out` holds a training of other settings, the loss is not finite, or this process has trained in
-            another precision.
+        TrainingError: `out` holds a training of other settings, another process trains into it, the loss is not finite,
+            or this process has trained in another precision.
         OutputExistsError: `out` holds something else.
         ModelError: the model cannot be opened, or cannot take such crops.
         DatasetNotFoundError, RepositoryNotFoundError, SplitNotFoundError, ManifestError, DownloadError: see
@@ -115,7 +118,8 @@ def train(
         claim_run(out, config, facts, notes)
     accelerator.wait_for_everyone()
     tell(weights.summary())
-    with torch.random.fork_rng([] if is_cpu else [device.index or 0]):
+    alone = _alone(out) if accelerator.is_main_process else nullcontext()
+    with alone, torch.random.fork_rng([] if is_cpu else [device.index or 0]):
         torch.manual_seed(config.seed)
         mean, std = normalisation(config, weights)
         source = _Source(config, [place["name"] for place in places], _transform(config, mean, std), device)
@@ -135,6 +139,17 @@ def _packages() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError("tensorboard", "training", "train") from error
     return accelerate, SummaryWriter
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes from training into the folder meanwhile; a process that dies lets go."""
+    with (out / _LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would stay with the workers of one that was killed
+        except OSError as error:
+            raise TrainingError(out, "another process trains into it. Wait for it, or name a new folder") from error
+        yield
 
 
 def _place(path: str) -> dict[str, str]:
