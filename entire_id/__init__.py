@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
     from entire_id.evaluation.scores import Scores
     from entire_id.evaluation.verification import evaluate_open_set, evaluate_roc
+    from entire_id.experiments.config import TrainConfig
+    from entire_id.experiments.network import open_trained
+    from entire_id.experiments.training import train
     from entire_id.hub.versions import diff_versions
     from entire_id.loading.dataset import CropDataset, Draw, ReadOptions
     from entire_id.loading.embed import embed, read_features
@@ -62,6 +65,7 @@ __all__ = [
     "Scores",
     "Selection",
     "StreamOptions",
+    "TrainConfig",
     "TrainTransform",
     "__version__",
     "compare",
@@ -81,12 +85,14 @@ __all__ = [
     "on_pil",
     "open_model",
     "open_source",
+    "open_trained",
     "pack",
     "read_features",
     "read_manifest",
     "repair",
     "rerank",
     "score_blocks",
+    "train",
     "verify",
 ]
 
@@ -104,6 +110,9 @@ _HOMES = {
     "evaluation.reranking": ["RerankConfig", "expand_queries", "rerank"],
     "evaluation.scores": ["Scores"],
     "evaluation.verification": ["evaluate_open_set", "evaluate_roc"],
+    "experiments.config": ["TrainConfig"],
+    "experiments.network": ["open_trained"],
+    "experiments.training": ["train"],
     "hub.versions": ["diff_versions"],
     "loading.dataset": ["CropDataset", "Draw", "ReadOptions"],
     "loading.embed": ["embed", "read_features"],

@@ -34,7 +34,8 @@
     ├── ModelError (ValueError)               a model cannot be opened, or gives no features
     ├── FeaturesError (ValueError)            features do not belong to the data set
     ├── EvaluationError (ValueError)          arrays that cannot be scored
-    └── SamplingError (ValueError)            batches that cannot be drawn as asked
+    ├── SamplingError (ValueError)            batches that cannot be drawn as asked
+    └── TrainingError (ValueError)            a training cannot be begun, or gone on with, as asked
 
 A constructor takes facts, keeps them as attributes and builds the sentence: what happened, where, the bad value,
 what was expected, and what to type next.
@@ -82,6 +83,7 @@ __all__ = [
     "SplitNotFoundError",
     "TableError",
     "TombstonesError",
+    "TrainingError",
     "VersionExistsError",
     "WorkerDiedError",
     "WriteFailedError",
@@ -426,3 +428,11 @@ class EvaluationError(EntireIdError, ValueError):
 
 class SamplingError(EntireIdError, ValueError):
     """Batches cannot be drawn as asked: too few identities, arrays of different lengths, a state of other crops."""
+
+
+class TrainingError(EntireIdError, ValueError):
+    """A training cannot be begun, or gone on with, as asked."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -37,6 +38,7 @@ PAGES = [
     "docs/report.md",
     "docs/reranking.md",
     "docs/training.md",
+    "docs/experiments.md",
 ]
 NEEDS = {
     "torch": ["torch"],
@@ -45,6 +47,7 @@ NEEDS = {
     "import Accelerator": ["accelerate"],
     "import Trainer": ["transformers", "accelerate"],
     "import lightning": ["lightning"],
+    "TrainConfig": ["torch", "transformers", "accelerate", "tensorboard"],
 }  # by word of a snippet
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SNIPPETS = [
@@ -179,6 +182,14 @@ def test_training_commands_run_with_the_script_shown(packed: Path) -> None:
         name, *arguments = shlex.split(line)
         assert name == "torchrun"
         run([sys.executable, "-m", "torch.distributed.run", *arguments], packed.parent)
+
+
+def test_experiment_commands_run(tmp_path: Path) -> None:
+    for package in NEEDS["TrainConfig"]:
+        pytest.importorskip(package)
+    for line in commands("docs/experiments.md"):
+        run(entire_id(line), tmp_path)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["steps"] == 20
 
 
 def test_make_targets_shown_exist() -> None:

@@ -40,6 +40,7 @@ from entire_id.errors import (
     SplitNotFoundError,
     TableError,
     TombstonesError,
+    TrainingError,
     WorkerDiedError,
     WriteFailedError,
 )
@@ -86,6 +87,7 @@ EXAMPLES = [
     (FeaturesError("f.npy", "too short"), ValueError, ["'f.npy'", "too short", "entire-id embed"]),
     (EvaluationError("shapes differ"), ValueError, ["shapes differ"]),
     (SamplingError("3 identities"), ValueError, ["3 identities"]),
+    (TrainingError("run", "seed 0 there, 1 now"), ValueError, ["'run'", "seed 0 there"]),
 ]
 
 

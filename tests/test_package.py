@@ -50,12 +50,12 @@ for name in entire_id.__all__:
 """
 
 
-def test_without_torch_only_streams_are_missing_and_say_what_to_install() -> None:
+def test_without_torch_only_streams_and_training_are_missing_and_say_what_to_install() -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert told == [
         f"{name}: MissingExtraError: torch is not installed; {name} needs it. Type: pip install 'entire-id[train]'"
-        for name in ("PKStream", "StreamOptions")
+        for name in ("PKStream", "StreamOptions", "open_trained", "train")
     ]
 
 

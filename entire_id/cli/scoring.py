@@ -14,6 +14,7 @@ import typer
 from entire_id.cli.terminal import (
     FolderArgument,
     JsonOption,
+    numbers,
     print_json,
     print_table,
     progress_bar,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from entire_id.evaluation.comparison import Comparison
     from entire_id.evaluation.reranking import RerankConfig
     from entire_id.evaluation.scores import Scores
+    from entire_id.loading.models import Model, ModelOptions
     from entire_id.score import ScoringConfig
 
 
@@ -82,23 +84,23 @@ def embed(
     """Compute a feature for every crop. The same command goes on where a killed one stopped."""
     from entire_id.loading.embed import embed as embed_folder
     from entire_id.loading.embed import features_folder
-    from entire_id.loading.models import ModelOptions, open_model
+    from entire_id.loading.models import ModelOptions, is_trained, open_model
     from entire_id.shards.manifest import read_manifest
 
     with usage():
         options = ModelOptions(
-            size=_numbers(size, "x", int, 2),
+            size=numbers(size, "x", int, 2),
             device=device.value,
             revision=revision,
-            mean=_numbers(mean, ",", float, 3),
-            std=_numbers(std, ",", float, 3),
+            mean=numbers(mean, ",", float, 3),
+            std=numbers(std, ",", float, 3),
         )
     read_manifest(folder)  # before a model is downloaded
     if ":" in model:
         sys.path.append(str(Path.cwd()))  # where a module of the user's own lies
     out = features or features_folder(folder, model)
     with progress_bar() as progress:
-        opened = open_model(model, options)
+        opened = open_model(model, options) if not is_trained(model) else _open_trained(model, options)
         embed_folder(folder, split or ["query", "gallery"], opened, out, progress, batch_rows)
     say(f"features are in {out}")
     if all((out / f"{name}.npy").is_file() for name in ("query", "gallery")):
@@ -107,15 +109,12 @@ def embed(
         say(f"next: entire-id evaluate {quoted(folder)}{option}")
 
 
-def _numbers(text: str, separator: str, kind: type[int | float], count: int) -> Any:  # noqa: ANN401 a tuple
-    """Return the numbers of an option such as 256x128; None where it was not given."""
-    try:
-        numbers = tuple(kind(part) for part in text.split(separator))
-    except ValueError:
-        numbers = ()
-    if text and len(numbers) != count:
-        raise ValueError(f"{text!r} is not of the form {'256x128' if count == 2 else '0.5,0.5,0.5'}")
-    return numbers if text else None
+def _open_trained(folder: str, options: ModelOptions) -> Model:
+    if refused := options.given() - {"device"}:
+        raise typer.BadParameter(f"{folder!r} was trained here and takes --device alone, not {', '.join(refused)}")
+    from entire_id.experiments.network import open_trained
+
+    return open_trained(folder, options.device)
 
 
 @app.command()

@@ -28,6 +28,7 @@ __all__ = [
     "SecretOption",
     "SeedOption",
     "TombstonesOption",
+    "numbers",
     "print_json",
     "print_table",
     "print_totals",
@@ -58,6 +59,17 @@ def say(text: str) -> None:
     """Talk to the user."""
     if sys.stderr is not None:
         print(text, file=sys.stderr)
+
+
+def numbers(text: str, separator: str, kind: type[int | float], count: int) -> Any:  # noqa: ANN401 a tuple
+    """Return the numbers of an option such as 256x128; None where it was not given."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(separator))
+    except ValueError:
+        numbers = ()
+    if text and len(numbers) != count:
+        raise ValueError(f"{text!r} is not of the form {'256x128' if count == 2 else '0.5,0.5,0.5'}")
+    return numbers if text else None
 
 
 def print_json(value: object) -> None:

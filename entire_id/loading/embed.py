@@ -174,13 +174,15 @@ def _write_features(reader: CropReader, model: Model, work: _Work, progress: Pro
     path, done = work.tree / f"{split}.npy", work.rows_done(split)
     header = _npy_header(np.float32, num_rows, model.dim)
     noted_s = time.monotonic()
+    column = reader.meta[model.column].to_numpy() if model.column else None
     with path.open("r+b" if done else "wb", buffering=0) as file:
         _write(file, b"" if done else header, path)
         file.truncate(len(header) + 4 * done * model.dim)
         file.seek(0, os.SEEK_END)
         for start in range(done, num_rows, batch_rows):
             rows = range(start, min(start + batch_rows, num_rows))
-            values = model([reader.pixels(row) for row in rows])
+            told = None if column is None else column[rows.start : rows.stop].tolist()
+            values = model([reader.pixels(row) for row in rows], told)
             finite = np.isfinite(values).all(axis=1)
             if not finite.all():
                 raise ModelError(model.name, f"the feature of {reader.keys[rows[finite.argmin()]]!r} is not finite")

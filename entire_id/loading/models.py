@@ -26,13 +26,29 @@ from entire_id.images import RgbImage
 from entire_id.loading.colour import describe_colour
 from entire_id.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
 
-__all__ = ["Device", "Model", "ModelOptions", "Preprocessing", "open_model"]
+__all__ = [
+    "TRAINED_FILE",
+    "Device",
+    "Model",
+    "ModelOptions",
+    "Preprocessing",
+    "digest_files",
+    "first_line",
+    "is_trained",
+    "open_model",
+    "probed",
+    "quiet",
+    "transformer_files",
+]
+
+TRAINED_FILE = "trained.json"
+"""What the folder of a network that `entire-id train` wrote holds, and no other model does."""
 
 Device = Literal["auto", "cpu", "cuda"]
 """Where a model runs; `auto` is the GPU where there is one that the package can use."""
 
 Floats = npt.NDArray[np.float32]
-Run = Callable[[Sequence[RgbImage]], Any]
+Run = Callable[..., Any]
 
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _PROBE_SIZE = 64, 32  # height, width of the grey crop that tells how long features are
@@ -80,6 +96,7 @@ class Model:
         run: takes n crops, each (height, width, 3) uint8 RGB, and returns (n, dim) floats: an array, or a torch tensor
             on any device.
         device: where it runs.
+        column: what else `run` takes of every crop, after the images: `camid` or `continent`; nothing where it is "".
     """
 
     name: str
@@ -87,14 +104,20 @@ class Model:
     facts: Mapping[str, Any]
     run: Run
     device: str = "cpu"
+    column: str = ""
 
-    def __call__(self, images: Sequence[RgbImage]) -> Floats:
-        """Return (n, dim) float32, not necessarily finite, of n crops, each (height, width, 3) uint8 RGB.
+    def __call__(self, images: Sequence[RgbImage], told: Sequence[int | str] | None = None) -> Floats:
+        """Return (n, dim) float32, not necessarily finite, of n crops.
+
+        Args:
+            images: each (height, width, 3) uint8 RGB.
+            told: n values of the model's column; None if it has none, or if they are not known.
 
         Raises:
             ModelError: the model gives something else than (n, dim) floats.
         """
-        return _checked(self.name, self.run(images), (len(images), self.dim))
+        result = self.run(images, told) if self.column else self.run(images)
+        return _checked(self.name, result, (len(images), self.dim))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +179,11 @@ def open_model(name: str, options: ModelOptions | None = None) -> Model:
     return kind(name, options)
 
 
+def is_trained(name: str) -> bool:
+    """Tell whether a model is a folder that `entire-id train` wrote."""
+    return (Path(name).expanduser() / TRAINED_FILE).is_file()
+
+
 def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
     """Return what opens the model, and which options that takes."""
     if name == "colour":
@@ -163,6 +191,8 @@ def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
     if name.endswith(".onnx"):
         return _open_onnx, {"size", "device", "mean", "std"}
     if Path(name).expanduser().is_dir():
+        if is_trained(name):
+            raise ModelError(name, "entire-id train wrote it; entire_id.open_trained(folder) opens it")
         return _open_transformer, {"size", "device"}
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return _open_function, set()
@@ -172,13 +202,13 @@ def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
     raise ModelError(name, f"no such model; expected {expected}")
 
 
-def _probed(name: str, run: Run, facts: Mapping[str, Any], device: str = "cpu") -> Model:
+def probed(name: str, run: Run, facts: Mapping[str, Any], device: str = "cpu", column: str = "") -> Model:
     """Return the model, with the length of its features as one grey crop gives it."""
     values = _array(name, run([np.full((*_PROBE_SIZE, 3), 127, np.uint8)]))
     if values.ndim != 2 or not values.shape[1]:
         raise ModelError(name, f"it gave an array of shape {values.shape} for 1 crop; expected (1, d)")
     dim = len(_checked(name, values, (1, values.shape[1]))[0])
-    return Model(name, dim, facts, run, device)
+    return Model(name, dim, facts, run, device, column)
 
 
 def _checked(name: str, result: object, shape: tuple[int, int]) -> Floats:
@@ -200,10 +230,10 @@ def _array(name: str, result: Any) -> npt.NDArray[Any]:  # noqa: ANN401 whatever
                 result = result.float()  # numpy has no bfloat16
         return np.asarray(result)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(name, f"it gave a {type(result).__name__} that is no array ({_first_line(error)})") from error
+        raise ModelError(name, f"it gave a {type(result).__name__} that is no array ({first_line(error)})") from error
 
 
-def _digest(paths: Iterable[Path]) -> str:
+def digest_files(paths: Iterable[Path]) -> str:
     """Return the SHA-256 over the names and contents of files."""
     total = hashlib.sha256()
     for path in sorted(paths):
@@ -212,7 +242,8 @@ def _digest(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
@@ -220,7 +251,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _open_colour(name: str, options: ModelOptions) -> Model:  # noqa: ARG001 it takes none
-    return _probed(name, describe_colour, {"output": "colour histograms of six stripes"})
+    return probed(name, describe_colour, {"output": "colour histograms of six stripes"})
 
 
 def _open_function(name: str, options: ModelOptions) -> Model:  # noqa: ARG001 it takes none
@@ -229,14 +260,14 @@ def _open_function(name: str, options: ModelOptions) -> Model:  # noqa: ARG001 i
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ModelError(name, f"module {module_name!r} cannot be imported ({_first_line(error)})") from error
+        raise ModelError(name, f"module {module_name!r} cannot be imported ({first_line(error)})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ModelError(name, f"module {module_name!r} has no function {function_name!r}")
     source = getattr(module, "__file__", None)
-    digest = _digest([Path(source)]) if source else ""
+    digest = digest_files([Path(source)]) if source else ""
     facts = {"output": name, "version": str(getattr(function, "version", ""))}
-    model = _probed(name, function, facts)
+    model = probed(name, function, facts)
     return Model(f"{name}@sha256:{digest}", model.dim, facts, function)
 
 
@@ -255,7 +286,7 @@ def _open_onnx(name: str, options: ModelOptions) -> Model:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # onnxruntime's errors share no other class
-        raise ModelError(name, f"onnxruntime cannot open it ({_first_line(error)})") from error
+        raise ModelError(name, f"onnxruntime cannot open it ({first_line(error)})") from error
     shape = _input_shape(name, session)
     preprocessing = Preprocessing(
         _input_size(name, shape, options.size), options.mean or IMAGENET_MEAN, options.std or IMAGENET_STD
@@ -263,10 +294,10 @@ def _open_onnx(name: str, options: ModelOptions) -> Model:
     network = _OnnxNetwork(name, session, preprocessing, shape[0] if isinstance(shape[0], int) else None)
     output = network.first_matrix()
     weights = [path, *(path.with_name(path.name + end) for end in (".data", "_data"))]  # large ones lie beside it
-    identity = f"{path.name}@sha256:{_digest(file for file in weights if file.is_file())}"
+    identity = f"{path.name}@sha256:{digest_files(file for file in weights if file.is_file())}"
     facts = {**preprocessing.facts(), "output": output}
     device = "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu"
-    return _probed(identity, lambda images: network.run(images, output), facts, device)
+    return probed(identity, lambda images: network.run(images, output), facts, device)
 
 
 def _providers(name: str, available: Sequence[str], device: Device) -> list[str]:
@@ -333,7 +364,7 @@ class _OnnxNetwork:
         try:
             results: list[Any] = self.session.run(outputs, {self.session.get_inputs()[0].name: pixels})
         except Exception as error:  # onnxruntime's errors share no other class
-            raise ModelError(self.name, f"onnxruntime cannot run it ({_first_line(error)})") from error
+            raise ModelError(self.name, f"onnxruntime cannot run it ({first_line(error)})") from error
         return results
 
 
@@ -352,22 +383,22 @@ def _open_transformer(name: str, options: ModelOptions) -> Model:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ModelError(name, "device 'cuda' cannot be used: torch sees no GPU here")
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-    folder, identity = _transformer_files(name, options.revision)
+    folder, identity = transformer_files(name, options.revision)
     processor, network, lacks_pooler = _load(transformers, torch, name, folder)
     network.to(device).eval()
     preprocessing = None if options.size is None else _like_processor(processor, options.size)
     arguments = {"interpolate_pos_encoding": True} if _needs_interpolation(network, options.size) else {}
     transformer = _Transformer(name, torch, network, processor, preprocessing, arguments, lacks_pooler, device)
     facts = preprocessing.facts() if preprocessing else json.loads(processor.to_json_string())
-    return _probed(identity, transformer.run, {**facts, **arguments, "output": transformer.output()}, device)
+    return probed(identity, transformer.run, {**facts, **arguments, "output": transformer.output()}, device)
 
 
-def _transformer_files(name: str, revision: str | None) -> tuple[Path, str]:
+def transformer_files(name: str, revision: str | None) -> tuple[Path, str]:
     """Return the folder of the model's files, and its identity."""
     folder = Path(name).expanduser().resolve()
     if folder.is_dir():
         files = [*folder.glob("*.safetensors"), *(path for config in _CONFIGS if (path := folder / config).is_file())]
-        return folder, f"{folder.name}@sha256:{_digest(files)}"
+        return folder, f"{folder.name}@sha256:{digest_files(files)}"
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -380,7 +411,7 @@ def _transformer_files(name: str, revision: str | None) -> tuple[Path, str]:
         what = f"no such folder, and revision {revision or 'main'} of a model on the Hub is not in the cache"
         raise ModelError(name, f"{what}, and the Hub cannot be reached") from error
     except HfHubHTTPError as error:
-        raise ModelError(name, f"no such folder, and the Hub says no ({_first_line(error)})") from error
+        raise ModelError(name, f"no such folder, and the Hub says no ({first_line(error)})") from error
     return Path(found), f"{name}@{Path(found).name}"  # the folder of a snapshot has the name of its commit
 
 
@@ -388,14 +419,14 @@ def _load(transformers: ModuleType, torch: ModuleType, name: str, folder: Path) 
     """Return processor, network, and whether the weights lack those of the pooled output."""
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             # Pillow's, for those of torchvision give other pixels, and what is installed must not change features.
             processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **safe)
             network, loaded = transformers.AutoModel.from_pretrained(
                 folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **safe
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(name, f"transformers cannot open it ({_first_line(error)})") from error
+        raise ModelError(name, f"transformers cannot open it ({first_line(error)})") from error
     missing = sorted(loaded["missing_keys"])
     if others := [key for key in missing if "pooler" not in key.split(".")]:
         # transformers would draw them at random, anew in every run
@@ -404,7 +435,7 @@ def _load(transformers: ModuleType, torch: ModuleType, name: str, folder: Path) 
 
 
 @contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
+def quiet(transformers: ModuleType) -> Iterator[None]:
     """Keep transformers from printing its own bars and reports."""
     logging = transformers.utils.logging
     had_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -481,7 +512,7 @@ class _Transformer:
             output = self._forward([np.full((*_PROBE_SIZE, 3), 127, np.uint8)])
         except RuntimeError as error:
             size = f" on crops of {self.preprocessing.size} px" if self.preprocessing else ""
-            raise ModelError(self.name, f"it cannot be run{size} ({_first_line(error)})") from error
+            raise ModelError(self.name, f"it cannot be run{size} ({first_line(error)})") from error
         if hasattr(self.network, "get_image_features"):
             return "get_image_features"
         if self._pooled(output) is not None:
@@ -501,7 +532,7 @@ class _Transformer:
             with self.torch.inference_mode():
                 return call(pixel_values=pixels, **self.arguments)
         except (ValueError, TypeError) as error:
-            raise ModelError(self.name, f"it cannot be run on crops alone ({_first_line(error)})") from error
+            raise ModelError(self.name, f"it cannot be run on crops alone ({first_line(error)})") from error
 
     def _pixels(self, images: Sequence[RgbImage]) -> Floats:
         if self.preprocessing is not None:
@@ -509,6 +540,6 @@ class _Transformer:
         try:
             batch = self.processor(list(images), input_data_format="channels_last", return_tensors="np")
         except ValueError as error:
-            what = f"its processor makes no batch of the crops ({_first_line(error)})"
+            what = f"its processor makes no batch of the crops ({first_line(error)})"
             raise ModelError(self.name, f"{what}; try --size HEIGHTxWIDTH") from error
         return np.asarray(batch["pixel_values"], np.float32)

@@ -1,0 +1,386 @@
+"""Trainings from end to end: killed and gone on with, by one process and by two, and what they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import entire_id
+from entire_id.errors import ModelError, OutputExistsError, TrainingError
+
+from builders import CAMERAS, pack_folder, tree, write_crops
+
+torch = pytest.importorskip("torch")
+for package in ("transformers", "accelerate", "tensorboard"):
+    pytest.importorskip(package)
+
+from safetensors.torch import load_file  # noqa: E402 needs torch
+
+from entire_id.experiments.config import TrainConfig, learning_rate  # noqa: E402
+from entire_id.experiments.network import open_trained  # noqa: E402
+from entire_id.experiments.training import train  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
+
+STEPS = 13
+SMALL = TrainConfig(
+    datasets=("set",),
+    model="tiny",
+    size=(32, 16),
+    p=3,
+    k=2,
+    steps=STEPS,
+    learning_rate=0.05,
+    label_smoothing=0.1,
+    max_grad_norm=1.0,
+    ema_decay=0.9,
+    num_workers=0,
+    log_every=1,
+    checkpoint_every=4,
+    device="cpu",
+)
+OPTIONS = "--model tiny --size 32x16 --p 3 --k 2 --learning-rate 0.05 --label-smoothing 0.1 --max-grad-norm 1"
+OPTIONS += f" --ema-decay 0.9 --workers 0 --log-every 1 --checkpoint-every 4 --device cpu --steps {STEPS}"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set `set` of 48 train crops of 6 people, and of 24 query and gallery crops; `other`, of other pictures."""
+    home = tmp_path_factory.mktemp("experiments")
+    names = [
+        f"bounding_box_train/{pid:05d}_c{camid:03d}s0_{shot}.jpg"
+        for pid in range(6)
+        for camid in (0, 21)
+        for shot in range(4)
+    ]
+    names += [
+        f"{folder}/{pid:05d}_c{camid:03d}s0_{shot}.jpg"
+        for pid in range(6)
+        for camid in (0, 21)
+        for folder, shot in (("query", 0), ("bounding_box_test", 1))
+    ]
+    for number, name in enumerate(("set", "other")):
+        crops = write_crops(home / f"{name}-crops", names, first_seed=1000 * number)
+        (crops / "cameras.csv").write_text(CAMERAS)
+        pack_folder(crops, home / name, shard_rows=24)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "loss" in name or name == "step"} for line in lines]
+
+
+def result(out: Path) -> dict[str, Any]:
+    """What must be the same of two runs, bit by bit."""
+    state = {name: tensor.numpy().tobytes() for name, tensor in load_file(out / "checkpoint.safetensors").items()}
+    return {"metrics": metrics(out), "state": state, "model": tree(out / "model")}
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        train(SMALL, out)
+    return out
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from entire_id.experiments import training
+
+config, out, last = training.TrainConfig(**eval(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+
+def watch(stage, done, total, note=""):
+    if done == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+training.train(config, out, watch)
+"""
+
+
+def run_until_killed(config: TrainConfig, out: Path, step: int) -> None:
+    command = [sys.executable, "-c", KILLED, repr(dataclasses.asdict(config)), str(out), str(step)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def killed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after step 10, two steps after its second checkpoint."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        run_until_killed(SMALL, out, 10)
+    return out
+
+
+def test_a_run_that_is_killed_ends_with_the_same_bits(whole: Path, killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 11, "lo')  # a line that was torn
+    report = train(SMALL, tmp_path / "run")
+    assert (report.num_resumed, report.steps, report.num_people) == (8, STEPS, 6)
+    assert result(tmp_path / "run") == result(whole)
+
+
+class StoppedError(Exception):
+    """Ctrl-C, as far as training can tell."""
+
+
+def run_until_stopped(config: TrainConfig, out: Path, last: int) -> None:
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if done == last:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(config, out, stop)
+
+
+@pytest.mark.parametrize("last", [2, 4, 12])
+def test_a_run_that_is_stopped_anywhere_does_so_too(whole: Path, tmp_path: Path, last: int) -> None:
+    run_until_stopped(SMALL, tmp_path / "run", last)
+    assert train(SMALL, tmp_path / "run").num_resumed == last // 4 * 4
+    assert result(tmp_path / "run") == result(whole)
+
+
+def test_a_run_of_a_stream_does_so_too(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, stream=True, steps=9)
+    train(config, tmp_path / "whole")
+    run_until_stopped(config, tmp_path / "run", 6)
+    assert train(config, tmp_path / "run").num_resumed == 4
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
+    train(dataclasses.replace(SMALL, num_workers=2), tmp_path / "run")
+    assert result(tmp_path / "run") == result(whole)
+
+
+def test_a_complete_run_is_left_alone(whole: Path) -> None:
+    before = (tree(whole / "model"), metrics(whole))
+    told: list[str] = []
+    report = train(SMALL, whole, tell=told.append)
+    assert (tree(whole / "model"), metrics(whole)) == before
+    assert (report.num_resumed, report.metrics) == (STEPS, {})
+    assert told[1].endswith(f"is complete: all of {STEPS} steps")
+
+
+def test_a_run_of_other_settings_is_refused_by_name(whole: Path) -> None:
+    other = dataclasses.replace(SMALL, seed=1, steps=STEPS + 1)
+    with pytest.raises(TrainingError, match=r"steps 13 there, 14 now; seed 0 there, 1 now\. Give the same settings"):
+        train(other, whole)
+
+
+def test_a_run_of_other_data_or_weights_is_refused(whole: Path, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").symlink_to(home / "other")
+    os.chdir(tmp_path)
+    with pytest.raises(TrainingError, match="content .* there"):
+        train(SMALL, whole)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="something else than a training"):
+        train(SMALL, tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(OutputExistsError, match="not that of a training"):
+        train(SMALL, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "config.json"}
+
+
+def test_a_damaged_checkpoint_is_named(killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match="it is damaged .* Move it away to begin anew"):
+        train(SMALL, tmp_path / "run")
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # needs no GPU
+ACCELERATE += ["--num_machines", "1", "--main_process_port", "0"]
+
+
+def launch(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
+
+
+def test_two_processes_train_together_and_go_on(tmp_path: Path) -> None:
+    def train_line(out: Path) -> list[str]:
+        return ["-m", "entire_id", "train", "set", "--out", str(out), *OPTIONS.split()]
+
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    done = launch(*ACCELERATE, *train_line(whole))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("weights: random") == 1
+    assert done.stdout.count("images_per_s") == 1
+    assert json.loads((whole / "config.json").read_text())["num_processes"] == 2
+    assert [line["step"] for line in metrics(whole)] == list(range(1, STEPS + 1))
+
+    program = tmp_path / "program.py"
+    program.write_text(KILLED.replace("done == last", "done == last and os.environ['RANK'] == '0'"))
+    launch(*TORCHRUN, str(program), repr(dataclasses.asdict(SMALL)), str(out), "7")
+    assert not (out / "model").exists()
+    done = launch(*TORCHRUN, *train_line(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "goes on after step 4 of 13 steps" in done.stderr
+    assert result(out) == result(whole)
+
+
+# --- what it leaves ---------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_tells_everything(whole: Path, home: Path) -> None:
+    stated = json.loads((whole / "config.json").read_text())
+    assert stated["settings"] == json.loads(json.dumps(dataclasses.asdict(SMALL)))
+    manifest = entire_id.read_manifest(home / "set")
+    assert stated["datasets"] == [{"name": "set", "version": "1.0.0", "content_sha256": manifest.content_sha256}]
+    assert stated["packages"]["torch"] == torch.__version__
+    (line, *_) = (json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines())
+    assert {"step", "learning_rate", "identity_loss", "triplet_loss", "images_per_s", "waited"} < line.keys()
+    assert not [path for path in whole.rglob("*") if "partial" in path.name]
+
+
+def test_tensorboard_has_the_metrics(whole: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole))
+    events.Reload()
+    losses = {event.step: event.value for event in events.Scalars("loss")}
+    assert losses == pytest.approx({line["step"]: line["loss"] for line in metrics(whole)}, rel=1e-6)
+
+
+def test_torchs_generator_is_left_as_it_was(tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    train(dataclasses.replace(SMALL, steps=1), tmp_path / "run")
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_average_is_kept_and_differs_from_the_weights(whole: Path) -> None:
+    state, model = load_file(whole / "checkpoint.safetensors"), load_file(whole / "model" / "model.safetensors")
+    assert all(torch.equal(model[name], state[f"average/module.{name}"]) for name in model)
+    assert not torch.equal(model["classifier.weight"], state["network/classifier.weight"])
+
+
+def test_the_command_line_embeds_with_what_was_trained(whole: Path, tmp_path: Path) -> None:
+    def embed(*options: str) -> subprocess.CompletedProcess[str]:
+        arguments = ["embed", "set", "--model", str(whole / "model"), "--features", str(tmp_path / "features")]
+        return launch("entire_id", *arguments, *options)
+
+    done = embed()
+    assert "next: entire-id evaluate set" in done.stderr
+    with entire_id.CropReader("set", "query") as reader:
+        images = [reader.pixels(row) for row in range(len(reader))]
+    expected = open_trained(whole / "model", "cpu")(images)
+    np.testing.assert_allclose(np.load(tmp_path / "features" / "query.npy"), expected, atol=1e-5)
+    with pytest.raises(ModelError, match=r"entire_id\.open_trained\(folder\) opens it"):
+        entire_id.open_model(str(whole / "model"))
+    done = embed("--size", "8x8")
+    assert (done.returncode, "takes --device alone, not size" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("side", ["camera", "continent"])
+def test_side_information_reaches_the_features(side: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, side=side, steps=2, side_scale=30.0)
+    model = open_trained(train(config, tmp_path / "run").model, "cpu")
+    assert model.column == {"camera": "camid", "continent": "continent"}[side]
+    entire_id.embed("set", ["query"], model, tmp_path / "features")
+    with entire_id.CropReader("set", "query") as reader:
+        images = [reader.pixels(row) for row in range(len(reader))]
+        values = reader.meta[model.column].to_pylist()
+    assert len(set(values)) == 2
+    found = np.load(tmp_path / "features" / "query.npy")
+    np.testing.assert_allclose(found, model(images, values), atol=1e-5)
+    assert np.abs(found - model(images)).max() > 1e-3
+
+
+def test_several_data_sets_are_joined_and_weights_kept_on_the_way(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        SMALL, datasets=("set", "other"), steps=4, weights_every=2, gradient_checkpointing=True, stride=12, margin=0.3
+    )
+    report = train(config, tmp_path / "run")
+    assert report.num_people == 12
+    kept = sorted((tmp_path / "run" / "weights").iterdir())
+    assert [path.name for path in kept] == ["step-0000000", "step-0000002", "step-0000004"]
+    assert len({open_trained(path, "cpu").name.split(":")[1] for path in [*kept, report.model]}) == 3
+    labels = entire_id.LabelMap.load(report.model / "labels.json")
+    assert len(labels) == 12
+
+
+def test_weights_of_another_model_are_a_start(whole: Path, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    ViTModel(ViTConfig(**shape, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
+    told: list[str] = []
+    config = dataclasses.replace(SMALL, model=str(tmp_path / "vit"), steps=1)
+    train(config, tmp_path / "run", tell=told.append)
+    assert told[0].startswith("weights: vit@sha256:")
+
+
+def test_losses_that_explode_stop_it(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, learning_rate=1e30, max_grad_norm=0.0)
+    with pytest.raises(TrainingError, match="the loss is .* at step .* Try a lower learning_rate"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datasets": ()}, "nothing to train on"),
+        ({"datasets": ("a", "a")}, "name one twice"),
+        ({"p": 1}, "p 1 is below 2"),
+        ({"size": (0, 5)}, r"size \(0, 5\) is below 1"),
+        ({"warmup": 1.0}, r"not in \[0, 1\)"),
+        ({"side": "night"}, "side 'night' is not one of none, camera, continent"),
+        ({"precision": "int8"}, "precision 'int8'"),
+        ({"learning_rate": 0.0}, "not above 0"),
+        ({"stream": True, "datasets": ("a", "b")}, "stream reads one data set"),
+        ({"side": "camera", "datasets": ("a", "b")}, "needs one data set"),
+        ({"side": "continent", "stream": True}, "which a stream does not"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = TrainConfig(datasets=("d",), steps=1000, warmup=0.1)
+    rates = np.array([learning_rate(config, step) for step in range(1000)]) / config.learning_rate
+    assert rates[0] == pytest.approx(0.01)
+    assert (np.diff(rates[:101]) > 0).all()
+    np.testing.assert_allclose(np.diff(rates[:101]), 0.0099)
+    assert rates[100] == 1
+    assert (np.diff(rates[100:]) < 0).all()
+    assert rates[-1] == pytest.approx(0.002)
