@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test check format test-datasets3 test-pythons test-s3 \
-	bench-pack bench-load bench-stream bench-scale bench-order bench-pk bench-startup bench-eval bench-rerank bench-hub
+	bench-pack bench-load bench-stream bench-scale bench-order bench-pk bench-startup bench-eval bench-rerank bench-hub \
+	bench-train
 
 help: ## Show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -79,6 +80,9 @@ bench-startup: $(STAMP) ## Time from opening 4,450,000 crops to their first batc
 
 bench-hub: $(STAMP) ## Publish versions of 255,000 crops to a Hub on loopback, and read them; needs 12 GB in WORK (default: build/)
 	$(BIN)/python benchmarks/hub.py $(or $(WORK),build)/bench-hub
+
+bench-train: $(STAMP) ## Train the tiny network on 3,000 drawn crops and score it on the way; needs 0.1 GB in WORK (default: build/), minutes
+	$(BIN)/python benchmarks/train.py $(or $(WORK),build)/bench-train
 
 bench-eval: $(STAMP) .venv-rivals/.installed ## Score up to 5,000 × 300,000 features beside other tools; needs 2 GB in WORK (default: build/)
 	$(BIN)/python benchmarks/evaluation.py $(or $(WORK),build)/bench-eval

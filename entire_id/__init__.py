@@ -141,11 +141,11 @@ def __getattr__(name: str) -> object:
     try:
         value = getattr(import_module(_HOME_OF[name]), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in ("torch", "safetensors"):
             raise
         from entire_id.errors import MissingExtraError
 
-        raise MissingExtraError("torch", name, "train") from error
+        raise MissingExtraError(error.name, name, "train") from error
     globals()[name] = value
     return value
 

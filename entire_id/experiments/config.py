@@ -206,7 +206,8 @@ def claim_run(out: Path, config: TrainConfig, facts: Mapping[str, Any], notes: M
     if file.is_file():
         _compare(out, _read_run(out), stated)
         return True
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    partial = f"{_CONFIG_FILE}.partial"  # of a run that was killed just then
+    if out.exists() and (not out.is_dir() or any(path.name != partial for path in out.iterdir())):
         raise OutputExistsError(out, "it holds something else than a training")
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(stated | {**notes, "packages": _versions()}, indent=1) + "\n"

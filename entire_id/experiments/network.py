@@ -82,7 +82,7 @@ def find_weights(model: str, revision: str | None = None) -> Weights:
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or its weights are pickles.
     """
     if model in SHAPES:
         return Weights(model, None, model, is_random=True)
@@ -91,7 +91,10 @@ def find_weights(model: str, revision: str | None = None) -> Weights:
     folder, identity = transformer_files(model, revision)
     if not (folder / _BACKBONE_FILE).is_file():
         raise ModelError(model, f"it has no {_BACKBONE_FILE}, which says what network it is")
-    return Weights(model, folder, identity, is_random=not any(folder.glob("*.safetensors")))
+    has_weights, is_local = any(folder.glob("*.safetensors")), Path(model).expanduser().is_dir()
+    if not has_weights and (not is_local or any(folder.glob("*.bin"))):
+        raise ModelError(model, "its weights are no safetensors, and nothing else is read")
+    return Weights(model, folder, identity, is_random=not has_weights)
 
 
 @dataclass(frozen=True, slots=True)

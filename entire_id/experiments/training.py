@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from entire_id.loading.dataset import CropDataset
 from entire_id.loading.files import open_files
 from entire_id.loading.index import fetch_manifest
 from entire_id.loading.joining import join
+from entire_id.loading.models import first_line
 from entire_id.loading.sampler import PKSampler
 from entire_id.loading.stream import PKStream
 from entire_id.loading.transforms import TrainTransform
@@ -43,6 +46,7 @@ from entire_id.staging import append_line, new_folder, rewrite, sync
 __all__ = ["TrainReport", "train"]
 
 _CHECKPOINT, _METRICS, _LABELS, _MODEL = "checkpoint.safetensors", "metrics.jsonl", "labels.json", "model"
+_LOCK = ".lock"
 _MOMENTUM = "momentum_buffer"
 
 
@@ -88,7 +92,8 @@ def train(
 
     Raises:
         MissingExtraError: a package that trains is not installed.
-        TrainingError: `out` holds a training of other settings, or the loss is not finite.
+        TrainingError: `out` holds a training of other settings, another process trains into it, the loss is not finite,
+            or this process has trained in another precision.
         OutputExistsError: `out` holds something else.
         ModelError: the model cannot be opened, or cannot take such crops.
         DatasetNotFoundError, RepositoryNotFoundError, SplitNotFoundError, ManifestError, DownloadError: see
@@ -98,7 +103,11 @@ def train(
     """
     accelerate, writer_of = _packages()
     is_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=is_cpu)
+    try:
+        accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=is_cpu)
+    except ValueError as error:
+        what = f"accelerate refuses precision {config.precision!r} ({first_line(error)})"
+        raise TrainingError(out, f"{what}. A process trains in one precision; start another for this one") from error
     if not accelerator.is_main_process:
         progress, tell = no_progress, _silent
     with accelerator.main_process_first():  # what is downloaded, the first one downloads
@@ -110,7 +119,8 @@ def train(
         claim_run(out, config, facts, notes)
     accelerator.wait_for_everyone()
     tell(weights.summary())
-    with torch.random.fork_rng([] if is_cpu else [device.index or 0]):
+    alone = _alone(out) if accelerator.is_main_process else nullcontext()
+    with alone, torch.random.fork_rng([] if is_cpu else [device.index or 0]):
         torch.manual_seed(config.seed)
         mean, std = normalisation(config, weights)
         source = _Source(config, [place["name"] for place in places], _transform(config, mean, std), device)
@@ -130,6 +140,17 @@ def _packages() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError("tensorboard", "training", "train") from error
     return accelerate, SummaryWriter
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes from training into the folder meanwhile; a process that dies lets go."""
+    with (out / _LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would stay with the workers of one that was killed
+        except OSError as error:
+            raise TrainingError(out, "another process trains into it. Wait for it, or name a new folder") from error
+        yield
 
 
 def _place(path: str) -> dict[str, str]:

@@ -160,6 +160,28 @@ def test_weights_that_are_missing_are_refused(tmp_path):
         new_network(find_weights(str(folder)), FACTS)
 
 
+def test_weights_of_the_hub_are_told_by_their_commit(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--some--vit"
+    save_vit(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert find_weights("some/vit").summary() == f"weights: some/vit@{commit}"
+    assert new_network(find_weights("some/vit"), FACTS).backbone.config.hidden_size == 32
+    with pytest.raises(ModelError, match="the Hub cannot be reached"):
+        find_weights("some/other")
+
+
+def test_pickled_weights_are_refused_and_not_taken_for_none(tmp_path):
+    folder = save_vit(tmp_path / "vit")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="its weights are no safetensors"):
+        find_weights(str(folder))
+
+
 @pytest.mark.parametrize("name", ["vit-xl", "no/such/folder"])
 def test_models_that_are_not_there_are_refused(name):
     with pytest.raises(ModelError, match="expected tiny, vit-ti, vit-s, vit-b, a folder"):

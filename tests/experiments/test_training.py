@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import entire_id
-from entire_id.errors import ModelError, OutputExistsError, TrainingError
+from entire_id.errors import MissingExtraError, ModelError, OutputExistsError, TrainingError
 
 from builders import CAMERAS, pack_folder, tree, write_crops
 
@@ -208,6 +208,26 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "config.json"}
 
 
+def test_two_runs_do_not_share_a_folder(killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{code}; sys.stdin.read()", str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(TrainingError, match="another process trains into it"):
+            train(SMALL, tmp_path / "run")
+        other.kill()
+    assert train(SMALL, tmp_path / "run").num_resumed == 8
+
+
+@pytest.mark.parametrize("package", ["accelerate", "transformers", "torch.utils.tensorboard"])
+def test_packages_that_are_missing_are_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package.split('.')[-1]} .* pip install 'entire-id\[train\]'"):
+        train(SMALL, tmp_path / "run")
+
+
 def test_a_damaged_checkpoint_is_named(killed: Path, tmp_path: Path) -> None:
     shutil.copytree(killed, tmp_path / "run")
     file = tmp_path / "run" / "checkpoint.safetensors"
@@ -349,6 +369,20 @@ def test_losses_that_explode_stop_it(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss is .* at step .* Try a lower learning_rate"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_process_trains_in_one_precision(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="refuses precision 'bf16' .* start another"):
+        train(dataclasses.replace(SMALL, precision="bf16"), tmp_path / "run")
+    done = launch(
+        "entire_id", "train", "set", "--out", str(tmp_path / "run"), *OPTIONS.split(), "--precision", "bf16", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    exact, rounded = ([line["loss"] for line in metrics(run)] for run in (whole, tmp_path / "run"))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.1)
+    assert json.loads(done.stdout)["loss"] == rounded[-1]
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors")["classifier.weight"].dtype == torch.float32
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
