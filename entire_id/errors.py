@@ -132,8 +132,8 @@ class LayoutNotFoundError(SourceError):
             advice = "It is packed already: see entire-id info"
         else:
             advice = (
-                "Give the folder or zip that holds them, or describe your own crops in a table: entire-id pack "
-                "crops.csv OUT (columns path, pid, camid, split)"
+                "Give the folder or zip that holds them, or another --layout (auto finds out), or describe your own "
+                "crops in a table: entire-id pack crops.csv OUT (columns path, pid, camid, split)"
             )
         super().__init__(path, f"none of the folders {', '.join(self.expected)} is there; found {shown}. {advice}")
 
@@ -271,7 +271,10 @@ class NothingToPackError(EntireIdError, ValueError):
     def __init__(self, path: str | Path, num_rejected: int, rejected_csv: str | Path | None) -> None:
         self.path = str(path)
         self.num_rejected = num_rejected
-        why = f"{num_rejected} files, all rejected; the reasons are in {str(rejected_csv)!r}"
+        why = (
+            f"{num_rejected} files, all rejected; the reasons are in {str(rejected_csv)!r}. Names of another data set "
+            "are read with its --layout (auto finds out)"
+        )
         super().__init__(f"{self.path!r} holds no crop that can be packed: {why if rejected_csv else 'no file at all'}")
 
 

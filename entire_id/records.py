@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 __all__ = [
     "CAMERAS_FILE",
+    "DISTRACTOR_PID",
     "JUNK_PID",
     "NO_NUMBER",
     "PART_OF_SPLIT",
@@ -37,7 +38,10 @@ PART_OF_SPLIT = {"train": "train", "val": "train", "query": "test", "gallery": "
 """Identities are numbered within a part: train and test may both hold a pid 17, who are two people."""
 
 JUNK_PID = -1
-"""The pid of crops that show nobody in particular; 0 is a person."""
+"""The pid of junk, crops that no score counts; 0 is a person."""
+
+DISTRACTOR_PID = -2
+"""The pid of distractors that nobody has labelled: wrong for every query. Like junk they are no identity."""
 
 NO_NUMBER = -1
 """`seq` and `frame` of sources that have none."""
@@ -64,7 +68,7 @@ class Reason(StrEnum):
     NAME = "name"  # the file name does not follow the layout
     NUMBER = "number"  # a number in the name or table is out of range
     SPLIT = "split"  # the table names a split that does not exist
-    OUTSIDE_SPLITS = "outside-splits"  # lies in no folder of the layout
+    OUTSIDE_SPLITS = "outside-splits"  # lies in no folder of the layout, or is on none of its lists
     NOT_AN_IMAGE = "not-an-image"  # neither the name nor the first bytes are those of a JPEG or PNG
     EMPTY = "empty"  # zero bytes
     TRUNCATED = "truncated"  # the image has no end
@@ -87,7 +91,7 @@ class Sample(NamedTuple):
         folder: what the paths of a split's crops start with, `""` or ending in `/`.
         name: path below `folder`.
         split: one of `SPLITS`.
-        pid: identity number as published, ≥ 0; -1 is junk.
+        pid: identity number as published, ≥ 0; -1 is junk, -2 a distractor without a label.
         camid: camera number as the source prints it, ≥ 0.
         seq: sequence number; -1 where the source has none.
         frame: frame number; -1 where the source has none.

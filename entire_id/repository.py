@@ -11,10 +11,11 @@ from typing import NamedTuple
 from entire_id.errors import DatasetNotFoundError, RepositoryNotFoundError
 from entire_id.remote import is_url
 
-__all__ = ["HUB", "Repository", "hub_errors", "hub_file", "repository_at"]
+__all__ = ["HUB", "Repository", "hub_errors", "hub_file", "repository_at", "without_signatures"]
 
 HUB = "hf://datasets/"
 _NEITHER = "no such folder, and no repository name (owner/name)"
+_QUERY = re.compile(r"\?[^\s'\"]*")
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
@@ -59,6 +60,15 @@ def repository_at(where: str | Path, revision: str | None = None) -> Repository 
     return Repository(name, stated if at else revision)
 
 
+def without_signatures(text: str) -> str:
+    """Return a message without what follows a `?` in its addresses: for a while a signature opens them to anybody.
+
+    >>> without_signatures("403 for 'https://host/file?Signature=abc'")
+    "403 for 'https://host/file'"
+    """
+    return _QUERY.sub("", text)
+
+
 def hub_file(name: str, path: str, revision: str | None) -> tuple[str, Path]:
     """Return the commit that `revision` of a repository means now, and a copy of the file `path` in the cache.
 
@@ -93,6 +103,8 @@ def hub_errors(name: str) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise RepositoryNotFoundError(name, "the Hub cannot be reached, and it is not in the cache") from error
     except HfHubHTTPError as error:
-        raise RepositoryNotFoundError(name, f"the Hub says no ({str(error).splitlines()[0]})") from error
+        raise RepositoryNotFoundError(
+            name, f"the Hub says no ({without_signatures(str(error).splitlines()[0])})"
+        ) from error
     except TransportError as error:
-        raise RepositoryNotFoundError(name, f"the Hub does not answer ({error})") from error
+        raise RepositoryNotFoundError(name, f"the Hub does not answer ({without_signatures(str(error))})") from error

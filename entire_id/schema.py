@@ -59,7 +59,7 @@ class Column:
 COLUMNS = (
     Column("image", "image", "", "the crop as published, never re-encoded; `path` is its file name", "shard"),
     Column("key", "string", "", "`<split>/<relative path without extension>`, unique; dots escaped as `%2E`"),
-    Column("pid", "int32", "", "identity number of the source; 0 is a person, -1 is junk; unique within a part"),
+    Column("pid", "int32", "", "number of the identity, unique within a part; 0 is a person, -1 junk, -2 a distractor"),
     Column("camid", "int32", "", "camera number as the source prints it; 0 is a camera"),
     Column("continent", "string", "", "continent of the camera, `unknown` where the owner did not say"),
     Column("seq", "int32", "", "sequence number of the file name, -1 where there is none"),

@@ -13,7 +13,7 @@ from entire_id.errors import EvaluationError
 from entire_id.evaluation.ranked_lists import RankedList
 from entire_id.images import RgbImage
 from entire_id.loading.reader import CropReader
-from entire_id.records import JUNK_PID, PART_OF_SPLIT, Person
+from entire_id.records import PART_OF_SPLIT, Person
 from entire_id.score import rank_features, read_query_gallery, score
 
 __all__ = ["Cell", "draw_people", "draw_ranking", "frame_crop", "ranking_cells"]
@@ -70,7 +70,7 @@ def draw_people(folder: Path, split: str, num_people: int = 8, num_cameras: int 
     with CropReader(folder, split) as reader:
         rows_of: dict[int, dict[int, int]] = {}
         for row, (pid, camid) in enumerate(zip(reader.pids.tolist(), reader.camids.tolist(), strict=True)):
-            if pid != JUNK_PID:
+            if pid >= 0:
                 rows_of.setdefault(pid, {}).setdefault(camid, row)
         if not rows_of:
             raise EvaluationError(f"{split} shows nobody, only junk; there is nobody to draw")

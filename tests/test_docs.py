@@ -20,8 +20,10 @@ from entire_id.images import MAX_PIXELS
 from entire_id.records import Reason
 from entire_id.schema import COLUMNS
 from entire_id.sources.files import MAX_FILE_BYTES
+from entire_id.sources.layouts import LAYOUTS
 
-from builders import crop_names, pack_folder, write_crops
+from builders import crop_names, pack_folder, write_crops, write_zip
+from cousins import draw_crops, small_tree, write_tree
 from hub_server import OWNER, hub_server
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/packing.md",
+    "docs/sources.md",
     "docs/card.md",
     "docs/publishing.md",
     "docs/erasing.md",
@@ -107,6 +110,35 @@ def test_packing_commands_run_on_the_table_shown(tmp_path: Path) -> None:
     for line in commands("docs/packing.md"):
         run(entire_id(line), tmp_path)
     assert not (tmp_path / "my-crops.rejected.csv").exists()
+
+
+def test_commands_for_other_data_sets_run_on_trees_of_theirs(tmp_path: Path) -> None:
+    duke = dict(draw_crops(small_tree("occluded-duke")))
+    lists = {name: duke.pop(name) for name in list(duke) if name.endswith(".list")}
+    write_zip(tmp_path / "DukeMTMC-reID.zip", {f"DukeMTMC-reID/{name}": data for name, data in duke.items()})
+    write_tree(tmp_path / "Occluded_Duke", lists.items())
+    for name, folder in (
+        ("market1501", "Market-1501-v15.09.15"),
+        ("msmt17-v2", "MSMT17_V2"),
+        ("cuhk03-np-labeled", "cuhk03-np/labeled"),
+        ("last", "LaST"),
+    ):
+        write_tree(tmp_path / folder, draw_crops(small_tree(name)))
+    for line in commands("docs/sources.md"):
+        run(entire_id(line), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.rejected.csv")} == {"occluded-duke.rejected.csv"}
+
+
+def test_layouts_and_counts_are_those_of_the_code() -> None:
+    layouts, counts = (ROOT / "docs/sources.md").read_text().split("## Layouts")[1].split("## Official counts")
+    assert re.findall(r"^\| `([a-z][\w-]+)` \|", layouts, re.M) == list(LAYOUTS)
+    rows = re.findall(r"^\| `([a-z][\w-]+)` \| ([\w, ]+) \| ([\d,]*) ?\| ([\d,]*) ?\| ([\d,]*) ?\|$", counts, re.M)
+    shown = [(name, *splits.split(", "), *(number.replace(",", "") for number in rest)) for name, splits, *rest in rows]
+    assert shown == [
+        (name, *one.splits, *("" if number is None else str(number) for number in (one.crops, one.people, one.junk)))
+        for name, layout in LAYOUTS.items()
+        for one in layout.official
+    ]
 
 
 def test_erasing_commands_run(crops: Path, packed: Path) -> None:

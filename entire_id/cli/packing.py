@@ -29,11 +29,14 @@ from entire_id.cli.terminal import (
 from entire_id.errors import PreviousVersionError
 
 if TYPE_CHECKING:
+    from entire_id.records import Source
     from entire_id.repository import Repository
     from entire_id.shards.manifest import Manifest
     from entire_id.shards.pack import PackReport
     from entire_id.shards.repair import RepairReport
     from entire_id.shards.verify import VerifyReport
+    from entire_id.sources.crops import CropSource, Layout
+    from entire_id.sources.official import Count
 
 
 __all__ = ["app"]
@@ -55,7 +58,17 @@ class Format(StrEnum):
     WEBDATASET = "webdataset"
 
 
-LayoutOption = Annotated[str, typer.Option(help="Naming family of a folder or zip.")]
+LayoutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="LAYOUT",
+        help="Naming family of a folder or zip: entire-id, market1501, market1501-500k, msmt17-v1, msmt17-v2, "
+        "dukemtmc-reid, occluded-duke, cuhk03-np-detected, cuhk03-np-labeled, last; auto finds out.",
+    ),
+]
+ListsOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the layout's lists. [default: beside the crops]")
+]
 CamerasOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="cameras.csv with camid, continent. [default: beside the crops]")
 ]
@@ -88,6 +101,7 @@ def pack(
     ],
     layout: LayoutOption = "entire-id",
     cameras: CamerasOption = None,
+    lists: ListsOption = None,
     format_: Annotated[Format, typer.Option("--format", help="Parquet, or tar for WebDataset.")] = Format.PARQUET,
     version: Annotated[str, typer.Option(help="Version of the content.")] = "1.0.0",
     name: Annotated[str, typer.Option(help="Name of the data set. [default: that of the folder]")] = "",
@@ -109,11 +123,12 @@ def pack(
     as_json: JsonOption = False,
 ) -> None:
     """Pack loose crops into shards that `load_dataset` reads."""
+    from dataclasses import asdict
+
     from entire_id.remote import place_of
     from entire_id.shards.pack import PackConfig
     from entire_id.shards.pack import pack as pack_source
-    from entire_id.sources.layouts import open_source
-    from entire_id.sources.table import TABLE_SUFFIXES
+    from entire_id.sources.crops import CropSource
 
     old = _here(previous)
     with usage():
@@ -132,7 +147,7 @@ def pack(
             tombstones=tombstones,
             secret=secret,
         )
-    opened = open_source(source, layout, cameras)
+    opened = _open(source, layout, cameras, lists)
     unusable = sorted(str(camera.camid) for camera in opened.cameras if camera.continent is None)
     if unusable:
         say(
@@ -141,19 +156,63 @@ def pack(
         )
     with progress_bar() as progress:
         report = pack_source(opened, out, config, progress)
+    known = opened.layout if isinstance(opened, CropSource) else None
+    counts = _official_counts(report, known) if known else ()
     if as_json:
         rejected_csv = None if report.rejected_csv is None else str(report.rejected_csv)
-        print_json(totals(report.manifest) | {"rejected": report.rejected, "rejected_csv": rejected_csv})
+        fields = {"rejected": report.rejected, "rejected_csv": rejected_csv, "layout": known and known.name}
+        print_json(totals(report.manifest) | fields | {"official": [asdict(count) for count in counts]})
     else:
         print_totals(report.manifest)
     _tell_pack(report)
-    if not source.lower().endswith(tuple(TABLE_SUFFIXES)) and not {"train", "val"} & report.manifest.splits.keys():
+    if isinstance(opened, CropSource):
+        _tell_layout(opened, counts)
+    if known and known.name == "entire-id" and not {"train", "val"} & report.manifest.splits.keys():
         say("there is no train part (ENTIRe-ID's was not released by the authors)")
     folder = place_of(out)
     if isinstance(folder, Path):
         say(f"packed into {folder}\nnext: entire-id verify {quoted(folder)}")
     else:
         say(f"packed into {report.folder}\nnext: copy it to a folder DIR here and type: entire-id verify DIR")
+
+
+def _open(source: str | Path, layout: str, cameras: Path | None, lists: Path | None) -> Source:
+    """Open the crops; say which layout they have where that was asked."""
+    from entire_id.sources.layouts import AUTO, is_table, open_source, recognise
+
+    if layout == AUTO and not is_table(source):
+        found = recognise(source, lists)
+        layout = found.layout.name
+        say(f"layout {layout}: {found.why}")
+    return open_source(source, layout, cameras, lists)
+
+
+def _official_counts(report: PackReport, layout: Layout) -> tuple[Count, ...]:
+    from entire_id.sources.official import Found, compare_counts
+
+    manifest = report.manifest
+    pids = {
+        split: {pid for shard in manifest.shards if shard.split == split for pid in shard.pids}
+        for split in manifest.splits
+    }
+    found = {
+        split: Found(total.rows, pids[split], report.junk.get(split, 0)) for split, total in manifest.splits.items()
+    }
+    return compare_counts(layout.official, found)
+
+
+def _tell_layout(source: CropSource, counts: tuple[Count, ...]) -> None:
+    name = source.layout.name
+    if source.left_out:
+        say(f"left out {', '.join(source.left_out)}: they come with the data set and are crops of no split")
+    for count in counts:
+        if not count.is_official:
+            where = " and ".join(count.splits)
+            say(f"{name}: {count.found:,} {count.what} in {where}, by the authors' count {count.expected:,}")
+    if counts:
+        num_official = sum(count.is_official for count in counts)
+        rest = "" if num_official == len(counts) else "; that is as it should be for a part of it, or another edition"
+        say(f"{name}: {num_official} of {len(counts)} counts are those of its authors{rest}")
 
 
 def _here(previous: str | None) -> Path | None:
@@ -194,13 +253,13 @@ def verify(
     ] = None,
     layout: LayoutOption = "entire-id",
     cameras: CamerasOption = None,
+    lists: ListsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every file, row and image of a packed data set. Exit 3 if anything is wrong."""
     from entire_id.repository import repository_at
     from entire_id.shards.repair import repair as repair_folder
     from entire_id.shards.verify import verify as verify_folder
-    from entire_id.sources.layouts import open_source
 
     repository = repository_at(where)
     if repository is not None:
@@ -212,14 +271,14 @@ def verify(
         return
     if deep:
         raise typer.BadParameter("--deep is for a repository; of a folder every byte is read without --quick")
-    if repair is None and (layout != "entire-id" or cameras is not None):
-        raise typer.BadParameter("--layout and --cameras describe the crops of --repair")
+    if repair is None and (layout != "entire-id" or cameras is not None or lists is not None):
+        raise typer.BadParameter("--layout, --cameras and --lists describe the crops of --repair")
     folder, repaired = Path(where), None
     with progress_bar() as progress:
         if repair is None:
             report = verify_folder(folder, progress, quick=quick, decode=decode, jobs=jobs)
         else:
-            opened = open_source(repair, layout, cameras)
+            opened = _open(repair, layout, cameras, lists)
             repaired = repair_folder(folder, opened, progress, quick=quick, decode=decode, jobs=jobs)
             report = repaired.verified
     _print_verify(report, repaired, as_json=as_json)
@@ -234,10 +293,11 @@ def verify(
 def _verify_revision(repository: Repository, *, deep: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from entire_id.hub.repo import MAIN, HubRepo
     from entire_id.hub.versions import verify_revision
 
     with progress_bar() as progress:
-        problems = verify_revision(repository, progress, deep=deep)
+        problems = verify_revision(HubRepo(repository.name), repository.revision or MAIN, progress, deep=deep)
     if as_json:
         print_json({"problems": [asdict(one) for one in problems]})
     elif problems:

@@ -142,6 +142,8 @@ def erase(
     as_json: JsonOption = False,
 ) -> None:
     """Take people or crops out: a new version without them, and a list that keeps them out of later ones."""
+    from entire_id.hub.facts import read_facts
+    from entire_id.hub.replace import check_replaceable, replace_versions
     from entire_id.shards.caches import caches_of
     from entire_id.shards.erase import EraseRequest, plan_erasure, read_names
     from entire_id.shards.erase import erase as erase_people
@@ -150,6 +152,8 @@ def erase(
     if (apply is None) != (facts is None):
         raise typer.BadParameter("--apply REPO needs --facts FILE, of which the card is made, and only then")
     repo = None if apply is None else _open_repo(apply)
+    stated = None if facts is None else read_facts(facts)
+    config = None if repo is None else check_replaceable(folder, repo)
     listed = () if from_ is None else read_names(from_)
     with usage():
         request = EraseRequest(
@@ -172,31 +176,18 @@ def erase(
     leftovers = caches_of(folder, read_manifest(folder))
     _print_erased(report, leftovers, as_json=as_json)
     _tell_erased(report, leftovers, has_tombstones=tombstones is not None)
-    if repo is None or facts is None:
+    if repo is None or stated is None or facts is None or config is None:
         say(f"next: entire-id verify {quoted(out)}")
         return
-    say(f"publishing; should that break, go on with: entire-id publish {quoted(out)} {repo.name} --apply")
-    _replace_versions(folder, out, facts, repo)
-
-
-def _replace_versions(folder: Path, out: Path, facts: Path, repo: HubRepo) -> None:
-    """Publish `out`, which follows `folder`, and take everything else from the Hub."""
-    from entire_id.hub.card import write_card
-    from entire_id.hub.facts import read_facts
-    from entire_id.hub.publish import PublishConfig, plan_publish
-    from entire_id.hub.publish import publish as publish_folder
-    from entire_id.hub.withdraw import plan_withdrawal
-    from entire_id.hub.withdraw import withdraw as take_back
-
-    access = repo.access()
-    config = PublishConfig(public=access is not None and not access.private)
+    say(f"publishing, then withdrawing the older versions of {repo.name}. Should that break, go on with:")
+    tag, public = f"v{report.manifest.version}", " --public" * config.public
+    say(f"  entire-id card {quoted(out)} --facts {quoted(facts)} --previous {quoted(folder)}")
+    say(f"  entire-id publish {quoted(out)} {repo.name}{public} --apply")
+    say(f"  entire-id withdraw {repo.name} --keep {tag} --apply")
     with progress_bar() as progress:
-        write_card(out, read_facts(facts), previous=folder, progress=progress)
-        plan = plan_publish(out, repo, config, progress)
-        done = publish_folder(out, repo, plan, progress)
-    say(f"{repo.name} is at {done.tag} ({done.commit[:8]})")
-    say(f"should what follows break, go on with: entire-id withdraw {repo.name} --keep {done.tag} --apply")
-    _tell_withdrawn(take_back(repo, plan_withdrawal(repo, plan.version)))
+        done = replace_versions(folder, report, stated, repo, config, progress)
+    say(f"{repo.name} is at {done.published.tag} ({done.published.commit[:8]})")
+    _tell_withdrawn(done.withdrawn)
 
 
 def _print_erase_plan(plan: ErasePlan, *, as_json: bool) -> None:
@@ -285,7 +276,9 @@ def publish(
         done = publish_folder(folder, target, planned, progress)
     if as_json:
         print_json({"repo": target.name, "tag": done.tag, "commit": done.commit, "uploaded": list(done.uploaded)})
-    say(f"{target.name} is at {done.tag} ({done.commit[:8]}); {len(done.uploaded):,} files were sent")
+    say(f"{target.name} has {done.tag} ({done.commit[:8]}); {len(done.uploaded):,} files were sent")
+    if planned.is_published and planned.parent != done.commit:
+        say(f"it was there already; if main is to be it again: entire-id rollback {target.name} {done.tag} --apply")
     say(f"next: entire-id verify {target.name}@{done.tag}")
 
 
@@ -294,13 +287,9 @@ def _print_plan(plan: PublishPlan, *, as_json: bool) -> None:
         print(plan.to_json(), end="")
         return
     sizes = {entry.path: entry.bytes for entry in plan.files}
-    access = []
-    if plan.parent is None:
-        access.append("to be made, private" if plan.private else "to be made, public")
-    if plan.gate is not None:
-        access.append(f"gate {plan.gate}")
+    new = "to be made, " * (plan.parent is None)
     rows = [
-        ("repository", f"{plan.repo} ({', '.join(access) or 'as it is'})"),
+        ("repository", f"{plan.repo} ({new}{plan.access})"),
         ("version", f"{plan.version}{' (published already)' if plan.is_published else ''}"),
         ("add", f"{len(plan.add):,} files, {sum(map(sizes.__getitem__, plan.add)):,} bytes"),
         ("keep", f"{len(plan.files) - len(plan.add):,} files"),

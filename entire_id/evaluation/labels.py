@@ -195,7 +195,7 @@ class PairIndex:
             )
         self.labels, self.protocol = labels, protocol
         self.junk = np.flatnonzero(np.isin(labels.gallery_pids, protocol.junk_pids))
-        self.is_junk_query = np.isin(labels.query_pids, protocol.junk_pids)
+        self.is_junk_query = np.isin(labels.query_pids, protocol.nobody_pids)
         self.groups = _groups(labels, protocol)
         self._seqs = _seqs(labels, protocol)
         self._by_pid = np.argsort(labels.gallery_pids, kind="stable")

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from entire_id.errors import EvaluationError
-from entire_id.records import JUNK_PID
+from entire_id.records import DISTRACTOR_PID, JUNK_PID
 
 __all__ = ["PROTOCOLS", "Ap", "Mean", "Positives", "Protocol", "Within", "find_protocol"]
 
@@ -76,6 +76,11 @@ class Protocol:
             raise EvaluationError(f"protocol repeats {self.repeats} is not at least 0")
         if self.single_shot and self.ap != "step":
             raise EvaluationError("a single-shot protocol has one positive a query: its AP is the step AP")
+
+    @property
+    def nobody_pids(self) -> tuple[int, ...]:
+        """Pids of queries that are skipped: two distractors without a label are no pair."""
+        return (*self.junk_pids, DISTRACTOR_PID)
 
     @property
     def needs_cameras(self) -> bool:

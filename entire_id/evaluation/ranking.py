@@ -58,7 +58,7 @@ def evaluate(  # noqa: PLR0913 six arrays are what it is about
         query_features: (q, d) of any float type: a numpy array, also memory-mapped, or a torch tensor on any device.
         gallery_features: (g, d) of any float type, on the same device.
         query_pids: (q,) int identities; -1 is junk.
-        gallery_pids: (g,) int identities; -1 is junk.
+        gallery_pids: (g,) int identities; -1 is junk, -2 a distractor that nobody has labelled.
         query_camids: (q,) int cameras. Protocols that know no cameras do without.
         gallery_camids: (g,) int cameras.
         protocol: a name of `protocols.PROTOCOLS`, or a protocol.
@@ -277,9 +277,9 @@ def _why_none_valid(index: PairIndex) -> str:
     if index.is_junk_query.all():
         return (
             f"every query is junk: query pids are {_span(labels.query_pids)}, and protocol {index.protocol.name!r} "
-            f"skips {', '.join(map(str, index.protocol.junk_pids))}. Were identities read from the names rightly?"
+            f"skips {', '.join(map(str, index.protocol.nobody_pids))}. Were identities read from the names rightly?"
         )
-    people = np.setdiff1d(np.intersect1d(labels.query_pids, labels.gallery_pids), index.protocol.junk_pids)
+    people = np.setdiff1d(np.intersect1d(labels.query_pids, labels.gallery_pids), index.protocol.nobody_pids)
     if not len(people):
         return (
             f"no query identity is in the gallery: query pids are {_span(labels.query_pids)}, gallery pids "

@@ -210,7 +210,7 @@ class Scores:
         """(num_query,) 1 for the queries that the means run over, else 0."""
         if self.protocol.mean == "valid":
             return (~np.isnan(self.first_rank)).astype(np.float64)
-        return (~np.isin(self.labels.query_pids, self.protocol.junk_pids)).astype(np.float64)
+        return (~np.isin(self.labels.query_pids, self.protocol.nobody_pids)).astype(np.float64)
 
     def table(self) -> str:
         """Return the scores as lines of text, with what was counted below them."""

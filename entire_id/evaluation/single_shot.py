@@ -21,6 +21,7 @@ import numpy as np
 from entire_id.evaluation.arrays import Float64Array, FloatArray, Int64Array
 from entire_id.evaluation.counting import Counts, Tie
 from entire_id.evaluation.labels import PairIndex
+from entire_id.records import DISTRACTOR_PID
 
 __all__ = ["Draws", "Identities", "draw_galleries"]
 
@@ -47,12 +48,15 @@ class Identities:
 
     Attributes:
         index: which crops a query ignores.
-        numbers: (g,) int64 of each gallery crop, in the order of the pids.
+        numbers: (g,) int64 of each gallery crop; each distractor without a label is somebody of its own.
     """
 
     def __init__(self, index: PairIndex) -> None:
         self.index = index
-        self.numbers = np.unique(index.labels.gallery_pids, return_inverse=True)[1]
+        pids = index.labels.gallery_pids.copy()
+        distractors = np.flatnonzero(pids == DISTRACTOR_PID)
+        pids[distractors] = pids.max() + 1 + np.arange(len(distractors))
+        self.numbers = np.unique(pids, return_inverse=True)[1]
         self._kept: dict[int, Int64Array] = {}
 
     def num_crops(self, query: int) -> Int64Array:

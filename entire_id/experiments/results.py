@@ -128,7 +128,8 @@ def begin_experiment(out: Path, name: str, settings: Mapping[str, Any], datasets
                 out, f"it holds another experiment: {'; '.join(differing)}. Give the same to go on, or a new folder"
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    partial = f"{_EXPERIMENT_FILE}.partial"  # of a run that was killed just then
+    if out.exists() and (not out.is_dir() or any(path.name != partial for path in out.iterdir())):
         raise OutputExistsError(out, "it holds something else than an experiment")
     out.mkdir(parents=True, exist_ok=True)
     write_json(file, stated | {"packages": _versions()})

@@ -203,6 +203,9 @@ def _notes_on_splits(manifest: Manifest, statistics: Statistics) -> str:
     notes = [] if "train" in manifest.splits else [NO_TRAIN_NOTE]
     junk = ", ".join(f"{number:,} in {split}" for split, number in statistics.junk.items())
     notes.append(f"Junk, crops of nobody in particular: {junk or 'none'}.")
+    if statistics.unlabelled:
+        unlabelled = ", ".join(f"{number:,} in {split}" for split, number in statistics.unlabelled.items())
+        notes.append(f"Distractors without a label (pid -2), wrong for every query: {unlabelled}.")
     if {"query", "gallery"} <= manifest.splits.keys():
         notes.append(
             f"Distractors, identities of the gallery that no query looks for: {statistics.distractors:,}, with "
@@ -283,7 +286,8 @@ def _examples(manifest: Manifest, name: str) -> str:
 def _protocol_numbers(manifest: Manifest, statistics: Statistics, name: str) -> str:
     if not {"query", "gallery"} <= manifest.splits.keys():
         return "This version has no query and gallery: nothing is scored on it."
-    queries = manifest.splits["query"].rows - statistics.junk.get("query", 0)
+    nobody = statistics.junk.get("query", 0) + statistics.unlabelled.get("query", 0)
+    queries = manifest.splits["query"].rows - nobody
     code = read_template("score.py.template").substitute(name=repr(name)).strip()
     return (
         f"Here {statistics.queries_without_positive:,} of {queries:,} queries are without a right crop.\n\n"

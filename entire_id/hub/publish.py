@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -63,22 +63,22 @@ class PublishPlan:
         version: of the content; the tag is `v<version>`.
         content_sha256: digest of the content.
         parent: commit of `main` that was seen; None where the repository is to be made.
-        private: whether a new repository will be private; None for one that is there.
-        gate: who will get in; None where it stays as it is.
+        access: who may see the repository while files are sent, and afterwards.
+        sets_gate: whether the gate is another now.
         files: every file of the version.
         add: paths of those that `main` does not have so.
         delete: paths of `main` that the version does not have.
         others: paths of `main` that belong to no version, and stay.
         upload_bytes: size of the files whose bytes the Hub has nowhere in the repository: at most that much travels.
-        is_published: the version is there, and the same.
+        is_published: the version is there, and the same; `main` may be at another one.
     """
 
     repo: str
     version: str
     content_sha256: str
     parent: str | None
-    private: bool | None
-    gate: Gate | None
+    access: Access
+    sets_gate: bool
     files: tuple[FileEntry, ...]
     add: tuple[str, ...]
     delete: tuple[str, ...]
@@ -138,6 +138,7 @@ def read_plan(path: Path) -> PublishPlan:
         if fields.pop("plan") != _PLAN_FORMAT:
             raise KeyError("plan")
         fields["files"] = tuple(FileEntry(**entry) for entry in fields["files"])
+        fields["access"] = Access(**fields["access"])
         lists = {name: tuple(fields[name]) for name in ("add", "delete", "others")}
         return PublishPlan(**{**fields, **lists})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -173,24 +174,25 @@ def plan_publish(
     if tag is not None and not _is_there(files, repo.tree(tag), folder):
         raise VersionExistsError(repo.name, manifest.version)
     if seen.access is not None:
-        _check_repository(repo.name, folder, seen, config)
+        _check_repository(repo, folder, manifest, seen, config)
     if tag is None:
         _check_follows(folder, manifest.version, seen)
     paths = {entry.path for entry in files}
-    add = [entry for entry in files if not is_same(entry, seen.tree.get(entry.path), folder)]
-    outdated = _outdated(seen.tree.keys() - paths)
-    is_open = seen.access is not None and seen.access.gate == "none"
+    add = [entry for entry in files if tag is None and not is_same(entry, seen.tree.get(entry.path), folder)]
+    outdated = _outdated(seen.tree.keys() - paths) if tag is None else []
+    access = seen.access or Access(not config.public, "none")
+    sets_gate = access.gate == "none" != config.gate
     return PublishPlan(
         repo=repo.name,
         version=manifest.version,
         content_sha256=manifest.content_sha256,
         parent=seen.parent,
-        private=not config.public if seen.access is None else None,
-        gate=config.gate if seen.access is None or (is_open and config.gate != "none") else None,
+        access=replace(access, gate=config.gate) if sets_gate else access,
+        sets_gate=sets_gate,
         files=files,
         add=tuple(entry.path for entry in add),
         delete=tuple(outdated),
-        others=tuple(sorted(seen.tree.keys() - paths - set(outdated))),
+        others=tuple(sorted(seen.tree.keys() - paths - {*outdated})),
         upload_bytes=sum(entry.bytes for entry in add if entry.sha256 not in seen.stored),
         is_published=tag is not None,
     )
@@ -225,13 +227,19 @@ def _look(repo: HubRepo) -> _Seen:
     return _Seen(access, refs.branches[MAIN], refs.tags, trees[refs.branches[MAIN]], stored)
 
 
-def _check_repository(name: str, folder: Path, seen: _Seen, config: PublishConfig) -> None:
+def _check_repository(repo: HubRepo, folder: Path, manifest: Manifest, seen: _Seen, config: PublishConfig) -> None:
+    name = repo.name
     if seen.access is not None and not seen.access.private and not config.public:
         raise PublishError(folder, f"everybody may see {name!r}. Make it private, or say --public")
     script = f"{name.rpartition('/')[2]}.py"
     if script in seen.tree:
         what = f"it holds {script}, for which `datasets` refuses the whole repository. Delete that file first"
         raise PublishError(name, what)
+    if MANIFEST_FILE in seen.tree and seen.parent is not None:
+        found = repo.manifest(seen.parent).name
+        if found != manifest.name:
+            what = f"{name!r} holds the data set {found!r}, and this is {manifest.name!r}: another one"
+            raise PublishError(folder, f"{what}. Name another repository, or pack with --name {quote(found)}")
 
 
 def _check_follows(folder: Path, version: str, seen: _Seen) -> None:
@@ -303,10 +311,11 @@ def publish(folder: str | Path, repo: HubRepo, plan: PublishPlan, progress: Prog
     folder = Path(folder)
     _check_same(folder, plan)
     tag, staging = tag_of(plan.version), f"publish-{tag_of(plan.version)}"
-    if plan.private is not None:
-        repo.create(private=plan.private)
-    if plan.gate is not None:
-        repo.set_gate(plan.gate)
+    if plan.parent is None:
+        repo.create(private=plan.access.private)
+    if plan.sets_gate:
+        repo.set_gate(plan.access.gate)
+    _check_access(repo, plan)
     refs = repo.refs()
     uploaded: tuple[str, ...] = ()
     if tag in refs.tags:
@@ -319,6 +328,12 @@ def publish(folder: str | Path, repo: HubRepo, plan: PublishPlan, progress: Prog
     if staging in repo.refs().branches:
         repo.delete_branch(staging)
     return Published(tag, commit, uploaded)
+
+
+def _check_access(repo: HubRepo, plan: PublishPlan) -> None:
+    found = repo.access()
+    if found != plan.access:
+        raise RemoteChangedError(repo.name, f"who may see it: {found or 'nobody'}, and {plan.access} was planned")
 
 
 def _check_same(folder: Path, plan: PublishPlan) -> None:
@@ -344,6 +359,7 @@ def _bring(
     source, uploaded = _stage(folder, repo, plan, head, staging, progress)
     missing = [entry.path for entry in plan.files if not is_same(entry, tree.get(entry.path), folder)]
     outdated = _outdated(tree.keys() - {entry.path for entry in plan.files})
+    _check_access(repo, plan)
     commit = repo.copy(MAIN, head, source, missing, outdated, f"Version {plan.version}")
     _check_there(folder, repo, plan, commit)
     return commit, uploaded

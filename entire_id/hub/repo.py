@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from huggingface_hub.errors import RevisionNotFoundError as NoRevisionError
 from huggingface_hub.hf_api import LFSFileInfo, RepoFile
 
 from entire_id.errors import HubError, RemoteChangedError, RepositoryNotFoundError
-from entire_id.repository import hub_errors, hub_file
+from entire_id.repository import hub_errors, hub_file, without_signatures
 from entire_id.shards.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
 
 __all__ = ["MAIN", "Access", "Gate", "HubRepo", "Refs", "RemoteFile", "StoredFile", "Tree", "blob_id", "is_same"]
@@ -28,7 +27,6 @@ Gate = Literal["manual", "auto", "none"]
 """Who gets in: those whom the owners accept one by one, everybody who fills in the form, or anybody."""
 
 _CONFLICT, _STALE = 409, 412
-_SIGNATURE = re.compile(r"\?[^\s'\"]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,9 @@ class Access:
     private: bool
     gate: Gate
 
+    def __str__(self) -> str:
+        return f"{'private' if self.private else 'public'}, gate {self.gate}"
+
 
 @dataclass(frozen=True, slots=True)
 class Refs:
@@ -103,12 +104,13 @@ def blob_id(data: bytes) -> str:
 
 
 def is_same(entry: FileEntry, remote: RemoteFile | None, folder: Path) -> bool:
-    """Tell whether a file of `folder` is what the Hub has under its path."""
+    """Tell whether a file of a version, which `folder` holds, is what the Hub has under its path."""
     if remote is None or remote.bytes != entry.bytes:
         return False
     if remote.sha256:
         return remote.sha256 == entry.sha256
-    return remote.blob_id == blob_id((folder / entry.path).read_bytes())
+    data = (folder / entry.path).read_bytes()
+    return hashlib.sha256(data).hexdigest() == entry.sha256 and remote.blob_id == blob_id(data)
 
 
 class HubRepo:
@@ -320,9 +322,11 @@ class HubRepo:
             with hub_errors(self.name):
                 raise
         except HfHubHTTPError as error:
-            what = _SIGNATURE.sub("", error.server_message or str(error).splitlines()[0])
+            what = without_signatures(error.server_message or str(error).splitlines()[0])
             if error.response.status_code in (_CONFLICT, _STALE):
                 raise RemoteChangedError(self.name, what) from error
             raise HubError(self.name, f"{error.response.status_code}: {what}") from error
-        except (httpx2.HTTPError, OSError, RuntimeError) as error:
-            raise HubError(self.name, _SIGNATURE.sub("", f"{type(error).__name__}: {error}")) from error
+        except UnicodeError as error:  # in a header: its text would show a piece of the token
+            raise HubError(self.name, "the token holds characters that no token has") from error
+        except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # ValueError: a card that it refuses
+            raise HubError(self.name, without_signatures(f"{type(error).__name__}: {error}")) from error

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entire_id.errors import ManifestError
-from entire_id.records import CAMERAS_FILE, JUNK_PID, PART_OF_SPLIT, Progress, no_progress
+from entire_id.records import CAMERAS_FILE, DISTRACTOR_PID, JUNK_PID, PART_OF_SPLIT, Progress, no_progress
 from entire_id.shards.check import check_file
 from entire_id.shards.manifest import Manifest
 
@@ -45,7 +45,8 @@ class Statistics:
         cameras_listed: cameras in `cameras.csv`.
         camera_columns: what stands there of each.
         crops_of_camera: (continent, camid) → crops, junk included.
-        junk: crops of nobody in particular, of every split that has any.
+        junk: crops that no score counts, of every split that has any.
+        unlabelled: distractors whom nobody has labelled, crops of every split that has any.
         distractors: identities of the gallery without a query; 0 without queries.
         distractor_crops: their crops in the gallery.
         queries_without_positive: queries whose person is in the gallery under no other camera, junk left out.
@@ -59,6 +60,7 @@ class Statistics:
     camera_columns: tuple[str, ...]
     crops_of_camera: dict[tuple[str, int], int]
     junk: dict[str, int]
+    unlabelled: dict[str, int]
     distractors: int
     distractor_crops: int
     queries_without_positive: int
@@ -103,6 +105,7 @@ def collect_statistics(folder: Path, manifest: Manifest, progress: Progress = no
     heights: Counter[int] = Counter()
     cameras: Counter[tuple[str, int]] = Counter()
     junk: Counter[str] = Counter()
+    unlabelled: Counter[str] = Counter()
     views: dict[str, list[tuple[Int64s, Int64s]]] = {split: [] for split in manifest.splits}
     num_rows = 0
     cameras_listed = _check_listed(folder, manifest, CAMERAS_FILE)
@@ -116,8 +119,9 @@ def collect_statistics(folder: Path, manifest: Manifest, progress: Progress = no
         widths.update(_count(meta["width"].to_numpy()))
         heights.update(_count(meta["height"].to_numpy()))
         cameras.update({(shard.continent, camid): number for camid, number in _count(camids).items()})
-        is_person = pids != JUNK_PID
-        junk[shard.split] += int((~is_person).sum())
+        is_person = pids >= 0
+        junk[shard.split] += int((pids == JUNK_PID).sum())
+        unlabelled[shard.split] += int((pids == DISTRACTOR_PID).sum())
         views[shard.split].append(np.unique((pids << 32 | camids)[is_person], return_counts=True))
         num_rows += shard.rows
         progress("counting", num_rows, manifest.num_rows)
@@ -130,7 +134,8 @@ def collect_statistics(folder: Path, manifest: Manifest, progress: Progress = no
         cameras_listed=cameras_listed,
         camera_columns=_camera_columns(folder / CAMERAS_FILE),
         crops_of_camera=dict(sorted(cameras.items())),
-        junk={split: number for split, number in junk.items() if number},
+        junk=dict(+junk),
+        unlabelled=dict(+unlabelled),
         **_of_test_part(of_split.get("query"), of_split.get("gallery")),
     )
 

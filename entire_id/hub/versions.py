@@ -12,8 +12,9 @@ from entire_id.errors import RemoteChangedError, RepositoryNotFoundError
 from entire_id.hub.publish import tag_of, version_of
 from entire_id.hub.repo import MAIN, HubRepo, RemoteFile, Tree
 from entire_id.records import Progress, no_progress
-from entire_id.repository import Repository, repository_at
+from entire_id.repository import repository_at
 from entire_id.shards.check import Kind, Problem
+from entire_id.shards.configs import loading_rules, render_readme
 from entire_id.shards.diff import VersionDiff, diff_manifests
 from entire_id.shards.manifest import (
     MANIFEST_FILE,
@@ -69,10 +70,8 @@ def list_versions(repo: HubRepo) -> list[Version]:
         ManifestError: the manifest of a version is damaged.
     """
     refs = repo.refs()
-    try:
-        main = repo.manifest(refs.branches[MAIN]).content_sha256
-    except RepositoryNotFoundError:  # nothing was published yet
-        main = ""
+    head = refs.branches[MAIN]
+    main = repo.manifest(head).content_sha256 if MANIFEST_FILE in repo.tree(head) else ""
     versions = sorted(filter(None, map(version_of, refs.tags)), key=version_numbers, reverse=True)
     found = []
     for version in versions:
@@ -101,26 +100,16 @@ def _opened(where: str | Path) -> tuple[Manifest, Callable[[str], Path]]:
     repository = repository_at(where)
     if repository is None:
         return read_manifest(where), Path(where).joinpath
-    repo, commit = open_revision(repository)
-    return repo.manifest(commit), partial(repo.file, revision=commit)
-
-
-def open_revision(repository: Repository) -> tuple[HubRepo, str]:
-    """Return a repository and the commit that its revision means now.
-
-    Raises:
-        RepositoryNotFoundError: there is no such repository or revision.
-        HubError: the Hub refuses, or does not answer.
-    """
     repo = HubRepo(repository.name)
-    return repo, repo.commit(repository.revision or MAIN)
+    commit = repo.commit(repository.revision or MAIN)
+    return repo.manifest(commit), partial(repo.file, revision=commit)
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
 def verify_revision(
-    repository: Repository, progress: Progress = no_progress, *, deep: bool = False
+    repo: HubRepo, revision: str = MAIN, progress: Progress = no_progress, *, deep: bool = False
 ) -> tuple[Problem, ...]:
     """Compare a revision with its manifest; return what is wrong, nothing for a sound one.
 
@@ -128,7 +117,8 @@ def verify_revision(
     the small ones is downloaded. `deep` reads every byte that the Hub gives out, and keeps none.
 
     Args:
-        repository: the revision.
+        repo: the repository.
+        revision: branch, tag or commit.
         progress: told how far it is.
         deep: read everything.
 
@@ -136,7 +126,7 @@ def verify_revision(
         RepositoryNotFoundError: there is no such repository or revision.
         HubError: the Hub refuses, or does not answer.
     """
-    repo, commit = open_revision(repository)
+    commit = repo.commit(revision)
     tree = repo.tree(commit)
     if MANIFEST_FILE not in tree:
         return (Problem(Kind.MISSING, MANIFEST_FILE, "not on the Hub"),)
@@ -152,8 +142,7 @@ def _differences(
     repo: HubRepo, commit: str, manifest: Manifest, tree: Tree, progress: Progress, *, deep: bool
 ) -> Iterator[Problem]:
     done, total = 0, sum(entry.bytes for entry in manifest.files)
-    if README_FILE not in tree:
-        yield Problem(Kind.MISSING, README_FILE, "not on the Hub")
+    yield from _check_readme(repo, commit, manifest, tree)
     for entry in manifest.files:
         progress("verifying", done, total, entry.path)
         found = tree.get(entry.path)
@@ -164,6 +153,15 @@ def _differences(
         elif (digest := _digest(repo, commit, found, deep=deep)) != entry.sha256:
             yield Problem(Kind.SHA256, entry.path, f"sha256 {digest[:12]}…, not {entry.sha256[:12]}…")
         done += entry.bytes
+
+
+def _check_readme(repo: HubRepo, commit: str, manifest: Manifest, tree: Tree) -> Iterator[Problem]:
+    if README_FILE not in tree:
+        yield Problem(Kind.MISSING, README_FILE, "not on the Hub")
+        return
+    readme = repo.file(README_FILE, commit).read_text("utf-8", errors="replace")
+    if loading_rules(readme) != loading_rules(render_readme(manifest)):
+        yield Problem(Kind.README, README_FILE, "its configs are not those of the manifest")
 
 
 def _digest(repo: HubRepo, commit: str, file: RemoteFile, *, deep: bool) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from entire_id.errors import HubError, PublishError, RemoteChangedError
 from entire_id.hub.publish import tag_of
 from entire_id.hub.repo import MAIN, HubRepo, Refs, StoredFile
+from entire_id.hub.versions import verify_revision
+from entire_id.shards.manifest import MANIFEST_FILE
 
 __all__ = ["Withdrawal", "Withdrawn", "plan_withdrawal", "withdraw"]
 
@@ -64,7 +66,7 @@ def plan_withdrawal(repo: HubRepo, version: str) -> Withdrawal:
         version: the one that stays; `main` must have its content.
 
     Raises:
-        PublishError: `main` is another version.
+        PublishError: `main` is another version, or not what its manifest, or the version's tag, says.
         RepositoryNotFoundError, HubError: the Hub refuses, or does not answer.
     """
     refs = repo.refs()
@@ -72,6 +74,7 @@ def plan_withdrawal(repo: HubRepo, version: str) -> Withdrawal:
     found = repo.manifest(head).version
     if found != version:
         raise PublishError(repo.name, f"{MAIN} is version {found}, not {version}. Publish that one first")
+    _check_whole(repo, version, refs)
     used = {file.sha256 for file in repo.tree(head).values() if file.sha256}
     stored = repo.stored()
     if not used <= frozenset[str]().union(*(file.ids for file in stored)):
@@ -88,6 +91,17 @@ def plan_withdrawal(repo: HubRepo, version: str) -> Withdrawal:
     )
 
 
+def _check_whole(repo: HubRepo, version: str, refs: Refs) -> None:
+    """Refuse to keep what somebody damaged: afterwards there would be no other copy."""
+    head, tag = refs.branches[MAIN], tag_of(version)
+    problems = verify_revision(repo, head)
+    if problems:
+        what = f"{MAIN} has {len(problems):,} problems, the first: {problems[0].where}: {problems[0].detail}"
+        raise PublishError(repo.name, f"{what}. Mend it with: entire-id rollback {repo.name} {tag} --apply")
+    if tag in refs.tags and repo.tree(refs.tags[tag])[MANIFEST_FILE] != repo.tree(head)[MANIFEST_FILE]:
+        raise PublishError(repo.name, f"{MAIN} says that it is version {version}, and is not what {tag} names")
+
+
 def withdraw(repo: HubRepo, plan: Withdrawal) -> Withdrawn:
     """Take all versions but one from the Hub for good, and say what was done. After a break, plan anew and go on.
 
@@ -99,10 +113,11 @@ def withdraw(repo: HubRepo, plan: Withdrawal) -> Withdrawn:
         RepositoryNotFoundError, HubError: the Hub refuses, or does not answer.
     """
     refs = repo.refs()
-    if refs.branches[MAIN] != plan.parent:
-        raise RemoteChangedError(repo.name, f"{MAIN} is at {refs.branches[MAIN][:8]}, the plan saw {plan.parent[:8]}")
+    _check_refs(repo, refs, plan.parent, {MAIN, *plan.branches}, {*plan.tags, tag_of(plan.version)})
     done = list(_drop_history(repo, plan, refs))
     if plan.files:
+        now = repo.refs()
+        _check_refs(repo, now, now.tags.get(tag_of(plan.version), ""), {MAIN}, {tag_of(plan.version)})
         repo.destroy(plan.files)
         doomed = {file.ids for file in plan.files}
         num_left = sum(file.ids in doomed for file in repo.stored())
@@ -111,6 +126,15 @@ def withdraw(repo: HubRepo, plan: Withdrawal) -> Withdrawn:
         size = sum(file.bytes for file in plan.files) / 1e6
         done.append(f"deleted {len(plan.files):,} large files ({size:,.1f} MB) of older states from the Hub's storage")
     return Withdrawn(tuple(done), tuple(_remains(repo)))
+
+
+def _check_refs(repo: HubRepo, refs: Refs, head: str, branches: set[str], tags: set[str]) -> None:
+    """Refuse to go on where somebody publishes meanwhile: a new version may use what is about to be deleted."""
+    if refs.branches[MAIN] != head:
+        raise RemoteChangedError(repo.name, f"{MAIN} is at {refs.branches[MAIN][:8]}, the plan saw {head[:8]}")
+    new = sorted((refs.branches.keys() - branches) | (refs.tags.keys() - tags))
+    if new:
+        raise RemoteChangedError(repo.name, f"{', '.join(new)} came since the plan was made")
 
 
 def _drop_history(repo: HubRepo, plan: Withdrawal, refs: Refs) -> Iterator[str]:

@@ -21,7 +21,7 @@ from entire_id.loading.integers import count_values
 from entire_id.loading.rows import RowReader
 from entire_id.loading.selection import LabelMap, Selection
 from entire_id.loading.transforms import Transform, crop_generator
-from entire_id.records import JUNK_PID, PART_OF_SPLIT
+from entire_id.records import PART_OF_SPLIT
 
 __all__ = ["CropDataset", "Draw", "ReadOptions"]
 
@@ -87,7 +87,7 @@ class CropDataset:
     An item is a dict:
 
     - `image`: what the transform returns; without one (height, width, 3) uint8 RGB; with `decode=False` the bytes;
-    - `label`: class in [0, len(label_map)), -1 for junk; `pid`, `camid`: as published;
+    - `label`: class in [0, len(label_map)), -1 for junk and distractors; `pid`, `camid`: as published;
     - `row`: its number here; `key(row)` gives its name.
 
     Random numbers: a transform draws from the generator that it is given. Crops asked for by a `Draw` have one of their
@@ -131,7 +131,7 @@ class CropDataset:
         Args:
             path: a folder, a repository or a URL; see `open_files`.
             split: `train`, `val`, `query` or `gallery`.
-            select: which of its crops; all but junk by default.
+            select: which of its crops; all but junk and distractors by default.
             labels: classes that a model knows already; by default 0…n-1 over the sorted pids of the selection.
             transform: what is done to the pixels of a crop, see `Transform`; torchvision's go through `on_pil`.
             decode: give pixels; otherwise bytes, without a transform.
@@ -160,7 +160,7 @@ class CropDataset:
         self.index = index
         pids, _ = count_values(index.pids)
         if labels is None:
-            labels = LabelMap(tuple(pids[pids != JUNK_PID].tolist()), numbering)
+            labels = LabelMap(tuple(pids[pids >= 0].tolist()), numbering)
         self.label_map = labels.checked(self.name, numbering, pids)
         self.num_skipped = 0
         self._start()
@@ -184,7 +184,7 @@ class CropDataset:
 
     @property
     def pids(self) -> npt.NDArray[np.int32]:
-        """(n,) int32 identities; -1 is junk."""
+        """(n,) int32 identities; -1 is junk, -2 a distractor without a label."""
         return self.index.pids
 
     @property
@@ -199,7 +199,7 @@ class CropDataset:
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
-        """(n,) int64 classes in [0, len(label_map)); -1 for junk."""
+        """(n,) int64 classes in [0, len(label_map)); -1 for junk and distractors."""
         return self.label_map.labels_of(self.index.pids)
 
     @property

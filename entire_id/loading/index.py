@@ -118,7 +118,7 @@ class ShardIndex:
         shards: the shards, in order.
         table: (n rows) the columns below as an Arrow table.
         texts: `key` and `xxh3` of all rows of a shard, by its number; of those that are not read when asked for.
-        pids: (n,) int32 identities; -1 is junk.
+        pids: (n,) int32 identities; -1 is junk, -2 a distractor without a label.
         camids: (n,) int32 cameras.
         seqs: (n,) int32 sequence numbers, -1 for none.
         widths: (n,) int32, px.

@@ -13,7 +13,6 @@ from entire_id.errors import SelectionError
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.index import ShardIndex, arrow_array, concat_indexes
 from entire_id.loading.selection import LabelMap
-from entire_id.records import JUNK_PID
 
 __all__ = ["join"]
 
@@ -27,8 +26,8 @@ def join(datasets: Mapping[str, CropDataset], labels: LabelMap | None = None) ->
     A person is (part, pid): splits of one part of one data set share their people, `train` and `val` say. Any other
     two number anew, and so something is added to pids and camids: nothing to those of the first, then 1,000,000 and
     1,000 more for each, or the next power of ten that holds all. The same names in the same order give the same
-    numbers, so that labels hold for other splits of the same parts too. Junk stays -1. A joined data set may be joined
-    again: it shares people and cameras with those that were joined in the same way from the same.
+    numbers, so that labels hold for other splits of the same parts too. Junk stays -1, distractors -2. A joined data
+    set may be joined again: it shares people and cameras with those that were joined in the same way from the same.
 
     Args:
         datasets: by name; `sources` tells which a row is from. All have the same transform, decode and reading.
@@ -79,7 +78,7 @@ class _Part:
     camid_offset: int
 
     def shifted(self, index: ShardIndex) -> ShardIndex:
-        pids = np.where(index.pids == JUNK_PID, index.pids, index.pids + np.int32(self.pid_offset))
+        pids = np.where(index.pids < 0, index.pids, index.pids + np.int32(self.pid_offset))
         table = index.table.set_column(index.table.column_names.index("pid"), "pid", arrow_array(pids))
         camids = arrow_array(index.camids + np.int32(self.camid_offset))
         table = table.set_column(table.column_names.index("camid"), "camid", camids)

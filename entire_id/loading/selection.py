@@ -32,7 +32,7 @@ class Selection:
         pids: of these people; all by default.
         min_width: at least so wide, px.
         min_height: at least so high, px.
-        keep_junk: junk (pid -1) too, which has label -1.
+        keep_junk: junk (pid -1) and distractors (pid -2) too, which have label -1.
     """
 
     cameras: Collection[int] | None = None
@@ -53,7 +53,7 @@ class Selection:
             names = index.continent_names
             mask &= np.isin(index.continents, [names.index(name) for name in self.continents if name in names])
         if not self.keep_junk:
-            mask &= index.pids != JUNK_PID
+            mask &= index.pids >= 0
         return mask
 
     def mask(self, index: ShardIndex, name: str) -> npt.NDArray[np.bool_]:
@@ -130,17 +130,17 @@ class LabelMap:
         return len(self.pids)
 
     def labels_of(self, pids: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        """Return the labels of (n,) pids, (n,) int64 in [0, len(self)); -1 for junk.
+        """Return the labels of (n,) pids, (n,) int64 in [0, len(self)); -1 for junk and distractors.
 
         Raises:
             SelectionError: a person has none.
         """
         places = np.searchsorted(self._known[:-1], pids)
         found = self._known[places] == pids
-        if len(unknown := np.unique(pids[~found & (pids != JUNK_PID)])):
+        if len(unknown := np.unique(pids[~found & (pids >= 0)])):
             what = f"{_listed(unknown.tolist())} of {self.numbering!r} have no label; they were made from other people"
             raise SelectionError("labels", what)
-        return np.where(pids == JUNK_PID, -1, places)
+        return np.where(pids < 0, -1, places)
 
     def checked(self, name: str, numbering: str, pids: npt.NDArray[np.integer]) -> Self:
         """Return it, if it fits the people of a data set.

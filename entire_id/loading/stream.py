@@ -130,7 +130,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
             p: identities in a batch.
             k: crops of each.
             seed: of every draw, at least 0.
-            select: which crops; all but junk by default.
+            select: which crops; all but junk and distractors by default.
             labels: classes that a model knows already; by default 0…n-1 over the sorted pids of the manifest that the
                 selection's continents and pids leave.
             transform: what is done to the pixels of a crop, see `Transform`; torchvision's go through `on_pil`.

@@ -81,7 +81,8 @@ def _downloaded(names: set[str], manifest: Manifest) -> Iterator[Leftover]:
     content = content_description(manifest.content_sha256)
     for path in sorted(root.glob("datasets--*/snapshots/*")):
         found = _read_json(path / MANIFEST_FILE)
-        if _plain(str(found.get("name"))) in names or content in _read(path / README_FILE):
+        repository = path.parents[1].name.rpartition("--")[2]
+        if {_plain(repository), _plain(str(found.get("name")))} & names or content in _read(path / README_FILE):
             what = f"version {found.get('version', 'unknown')}, downloaded from the Hub"
             yield Leftover(what, path, f"hf cache rm {path.name}")
 

@@ -29,7 +29,7 @@ META_CONFIG = "meta"
 
 IDENTITY_NOTE = (
     "An identity is a (part, pid): part is train (train, val) or test (query, gallery), and numbering may restart "
-    "between\nthem. pid 0 is a person, camera 0 is a camera, pid -1 is junk."
+    "between\nthem. pid 0 is a person, camera 0 is a camera, pid -1 is junk, pid -2 a distractor."
 )
 
 NO_TRAIN_NOTE = "There is no train split: the source held none."

@@ -100,6 +100,9 @@ class EraseRequest:
             raise ValueError("a new secret needs a file")
         if (self.log is None) == bool(self.reason):
             raise ValueError("a log and a reason to write there go together")
+        files = [path.resolve() for path in (self.tombstones, self.secret, self.log) if path is not None]
+        if len({*files}) < len(files):
+            raise ValueError("tombstones, secret and log are files of their own")
         for text in self.people:
             if not _PERSON.fullmatch(text):
                 raise ValueError(f"{text!r} is no person, such as test/17")
@@ -144,6 +147,7 @@ class EraseReport:
         num_rewritten: shards that were written anew.
         num_dropped: shards of which nothing remained.
         num_kept: shards that are as they were.
+        removed: whom and what; not for anything that is kept.
         num_resumed: shards that an interrupted run had written.
         num_tombstones: lines that were added to the tombstones.
     """
@@ -157,6 +161,7 @@ class EraseReport:
     num_rewritten: int
     num_dropped: int
     num_kept: int
+    removed: Removed = field(repr=False)
     num_resumed: int = 0
     num_tombstones: int = 0
 
@@ -220,6 +225,7 @@ def erase(folder: str | Path, out: str | Path, request: EraseRequest, progress: 
         num_rewritten=len(done) - num_kept,
         num_dropped=len(plan.manifest.shards) - len(done),
         num_kept=num_kept,
+        removed=plan.removed,
         num_resumed=sum(shard.resumed for shard in done),
         num_tombstones=num_tombstones,
     )

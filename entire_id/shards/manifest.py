@@ -78,7 +78,7 @@ class Shard:
         meta_num_bytes: size of its meta rows in memory.
         image_bytes: size of the images alone.
         row_groups: rows of each of its row groups, in order; a tar has the same, though nothing shows them there.
-        pids: identities in it, sorted; junk is none.
+        pids: identities in it, sorted; junk and distractors are none.
     """
 
     split: str
@@ -107,7 +107,7 @@ class SplitTotals:
     """What one split holds.
 
     Attributes:
-        rows: crops, junk included.
+        rows: crops, junk and distractors included.
         people: identities.
         image_bytes: size of the images.
     """

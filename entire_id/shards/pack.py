@@ -6,9 +6,10 @@ import csv
 import io
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +26,7 @@ from entire_id.errors import (
 )
 from entire_id.records import (
     CAMERAS_FILE,
+    JUNK_PID,
     Progress,
     Reason,
     Source,
@@ -47,8 +49,8 @@ from entire_id.shards.manifest import (
     read_manifest,
     version_numbers,
 )
-from entire_id.shards.placed import junk_keys, placements
-from entire_id.shards.plan import Placement, PlannedShard, plan_shards
+from entire_id.shards.placed import keys_of_nobody, placements
+from entire_id.shards.plan import Placement, PlannedShard, Rows, plan_shards
 from entire_id.shards.store import Store, open_store
 from entire_id.shards.tombstones import Tombstones, read_secret, read_tombstones
 from entire_id.shards.write import PreviousShard, ShardDone, ShardTask, known_stamps, write_shard
@@ -147,6 +149,7 @@ class PackReport:
         cameras_undescribed: cameras whose crops have no continent and that no cameras.csv describes, sorted.
         num_kept: shards of the previous version that were kept as they are.
         num_resumed: shards that an interrupted run had finished.
+        junk: crops of pid -1 that were listed, by split.
     """
 
     folder: Path | str
@@ -156,6 +159,7 @@ class PackReport:
     cameras_undescribed: tuple[int, ...]
     num_kept: int = 0
     num_resumed: int = 0
+    junk: Mapping[str, int] = field(default_factory=dict)
 
 
 def pack(
@@ -223,7 +227,13 @@ def pack(
         cameras_undescribed=undescribed_cameras(source.cameras, listing.views),
         num_kept=sum(shard.kept for shard in done),
         num_resumed=sum(shard.resumed for shard in done),
+        junk=_count_junk(listing.rows),
     )
+
+
+def _count_junk(rows: Rows) -> dict[str, int]:
+    counts = np.bincount(rows.split[rows.pid == JUNK_PID], minlength=len(rows.splits))
+    return {split: int(number) for split, number in zip(rows.splits, counts, strict=True) if number}
 
 
 @contextmanager
@@ -281,10 +291,10 @@ def read_placements(folder: Path, manifest: Manifest) -> dict[tuple[str, str], P
         PreviousVersionError: a meta file is not what the manifest says.
     """
 
-    def junk_of(shard: Shard) -> list[str]:
-        return junk_keys(_read_placed(folder, manifest.entries[shard.meta_path].sha256, shard.meta_path))
+    def nobody_of(shard: Shard) -> list[str]:
+        return keys_of_nobody(_read_placed(folder, manifest.entries[shard.meta_path].sha256, shard.meta_path))
 
-    return placements(manifest, junk_of)
+    return placements(manifest, nobody_of)
 
 
 def _read_placed(folder: Path, sha256: str, meta_path: str) -> pa.Table:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from entire_id.records import JUNK_PID, PART_OF_SPLIT, Person
+from entire_id.records import PART_OF_SPLIT, Person
 
 __all__ = ["CHUNK_ROWS", "Placement", "PlannedShard", "Rows", "hash_keys", "keyed_hash", "plan_shards"]
 
@@ -42,7 +42,7 @@ class Rows:
         splits: names that `split` indexes.
         continent: (n,) codes into `continents`.
         continents: names that `continent` indexes.
-        pid: (n,) identity numbers, -1 is junk.
+        pid: (n,) identity numbers; below 0 nobody's: junk, distractors.
         key_hash: (n,) `keyed_hash` of the keys.
     """
 
@@ -60,12 +60,12 @@ class Placement:
 
     Attributes:
         shard_of_pid: identity → shard number.
-        shard_of_junk: `keyed_hash` of a junk crop's key → shard number.
+        shard_of_nobody: `keyed_hash` of the key of a crop of nobody's (pid below 0) → shard number.
         next_number: first number that no shard had.
     """
 
     shard_of_pid: Mapping[int, int]
-    shard_of_junk: Mapping[int, int]
+    shard_of_nobody: Mapping[int, int]
     next_number: int
 
 
@@ -143,7 +143,7 @@ _NOWHERE = Placement({}, {}, 0)
 
 @dataclass(frozen=True, slots=True)
 class _Units:
-    """Rows sorted so that each unit, a person or one junk crop, lies together, in the order of the units' hashes."""
+    """Rows sorted so that each unit, a person or a crop of nobody's, lies together, in the order of unit hashes."""
 
     rows: Indices
     starts: Indices
@@ -161,12 +161,12 @@ def _sort_into_units(members: Indices, rows: Rows, part: str, seed: int) -> _Uni
     pids = np.unique(pid)
     person_hash = hash_keys([str(Person(part, number)) for number in pids.tolist()], seed)
     unit_hash = person_hash[np.searchsorted(pids, pid)]
-    is_junk = pid == JUNK_PID
-    unit_hash[is_junk] = key_hash[is_junk]
+    is_nobody = pid < 0
+    unit_hash[is_nobody] = key_hash[is_nobody]
     order = np.lexsort((key_hash, pid, unit_hash))
     del key_hash, unit_hash  # where nobody knows the continents, all crops are one group
     members, pid = members[order], pid[order]
-    changes = (pid[1:] != pid[:-1]) | (pid[1:] == JUNK_PID)
+    changes = (pid[1:] != pid[:-1]) | (pid[1:] < 0)
     starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(members)), bool), changes]))
     return _Units(members, starts, np.diff(np.append(starts, len(members))))
 
@@ -179,7 +179,7 @@ def _assign(units: _Units, rows: Rows, shard_rows: int, placement: Placement) ->
     firsts = units.rows[units.starts]
     pids, key_hashes = rows.pid[firsts].tolist(), rows.key_hash[firsts].tolist()
     for unit, (pid, key_hash, size) in enumerate(zip(pids, key_hashes, units.sizes.tolist(), strict=True)):
-        known = placement.shard_of_junk.get(key_hash) if pid == JUNK_PID else placement.shard_of_pid.get(pid)
+        known = placement.shard_of_nobody.get(key_hash) if pid < 0 else placement.shard_of_pid.get(pid)
         if known is not None:
             old.setdefault(known, []).append(unit)
             continue
@@ -204,12 +204,12 @@ def _order_chunks(members: Indices, sizes: Indices, rows: Rows, part: str, seed:
     stops = np.append(starts[1:], len(members))
     pids = rows.pid[members[starts]]
     names = [f"{part}/{pid}/{number}" for pid, number in zip(pids.tolist(), chunk_number.tolist(), strict=True)]
-    hashes = np.where(pids == JUNK_PID, rows.key_hash[members[starts]], hash_keys(names, seed))
+    hashes = np.where(pids < 0, rows.key_hash[members[starts]], hash_keys(names, seed))
     order = np.lexsort((chunk_number, pids, hashes))
     # The order sorts by the high bits, so the low ones decide where a group ends: the same bits would end every group
     # of the first eighth and none after it.
-    # A junk crop is a chunk of its own, so fewer of them do.
-    one_in = np.where(pids == JUNK_PID, _GROUP_END_ONE_IN * CHUNK_ROWS, _GROUP_END_ONE_IN).astype(np.uint64)
+    # A crop of nobody's is a chunk of its own, so fewer of them do.
+    one_in = np.where(pids < 0, _GROUP_END_ONE_IN * CHUNK_ROWS, _GROUP_END_ONE_IN).astype(np.uint64)
     is_end = (hashes % one_in == 0)[order]
     chunk_rows = (stops - starts)[order]
     ordered = np.concatenate([members[starts[chunk] : stops[chunk]] for chunk in order.tolist()])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from entire_id.errors import EntireIdError, ManifestError, WriteFailedError
-from entire_id.records import CAMERAS_FILE, JUNK_PID, Progress, Source, no_progress
+from entire_id.records import CAMERAS_FILE, Progress, Source, no_progress
 from entire_id.shards.cameras import cameras_csv
 from entire_id.shards.check import Kind, Problem, check_file, read_labels, read_meta
 from entire_id.shards.configs import render_readme
@@ -23,7 +23,7 @@ from entire_id.shards.engine import run_tasks
 from entire_id.shards.findings import Findings, Mode, remember_findings
 from entire_id.shards.listing import Listing, RejectedLog, list_crops
 from entire_id.shards.manifest import MANIFEST_FILE, README_FILE, Manifest, Shard, read_manifest
-from entire_id.shards.placed import junk_keys, placements, shard_number
+from entire_id.shards.placed import keys_of_nobody, placements, shard_number
 from entire_id.shards.plan import Indices, Placement, PlannedShard, Rows, hash_keys, plan_shards
 from entire_id.shards.restore import Restored, RestoreTask, restore_shard
 from entire_id.shards.store import LocalStore
@@ -292,17 +292,17 @@ class _Planner:
         """As a version is planned that follows this one: people stay where the manifest has them."""
         unknown: dict[tuple[str, str], list[Shard]] = {group: [] for group in self._lost}
 
-        def junk_of(shard: Shard) -> list[str]:
+        def nobody_of(shard: Shard) -> list[str]:
             group = (shard.split, shard.continent)
             labels = self._bench.labels(shard) if group in self._lost else None
             if labels is None and group in self._lost:
                 unknown[group].append(shard)
-            return [] if labels is None else junk_keys(labels)
+            return [] if labels is None else keys_of_nobody(labels)
 
-        found = placements(self._bench.manifest, junk_of)
+        found = placements(self._bench.manifest, nobody_of)
         for group, shards in unknown.items():
-            if len(shards) == 1:  # junk that lies nowhere else lies there
-                found[group] = _with_junk(found[group], _junk_hashes(self._listing.rows, *group), shards[0])
+            if len(shards) == 1:  # what is nobody's and lies nowhere else lies there
+                found[group] = _with_nobody(found[group], _hashes_of_nobody(self._listing.rows, *group), shards[0])
         return self._plan(found)
 
     def _plan(self, previous: dict[tuple[str, str], Placement] | None) -> dict[tuple[str, str, int], PlannedShard]:
@@ -315,15 +315,15 @@ def _is_same(plan: PlannedShard, layout: tuple[Indices, Indices]) -> bool:
     return np.array_equal(plan.rows, layout[0]) and np.array_equal(plan.group_stops, layout[1])
 
 
-def _junk_hashes(rows: Rows, split: str, continent: str) -> list[int]:
+def _hashes_of_nobody(rows: Rows, split: str, continent: str) -> list[int]:
     if continent not in rows.continents:
         return []
     codes = rows.splits.index(split), rows.continents.index(continent)
-    is_junk = (rows.split == codes[0]) & (rows.continent == codes[1]) & (rows.pid == JUNK_PID)
-    hashes: list[int] = rows.key_hash[is_junk].tolist()
+    is_nobody = (rows.split == codes[0]) & (rows.continent == codes[1]) & (rows.pid < 0)
+    hashes: list[int] = rows.key_hash[is_nobody].tolist()
     return hashes
 
 
-def _with_junk(place: Placement, hashes: list[int], shard: Shard) -> Placement:
-    """Return a placement where junk that has no shard has the given one."""
-    return replace(place, shard_of_junk={**dict.fromkeys(hashes, shard_number(shard)), **place.shard_of_junk})
+def _with_nobody(place: Placement, hashes: list[int], shard: Shard) -> Placement:
+    """Return a placement where crops of nobody's that have no shard have the given one."""
+    return replace(place, shard_of_nobody={**dict.fromkeys(hashes, shard_number(shard)), **place.shard_of_nobody})

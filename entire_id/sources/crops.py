@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from entire_id.errors import LayoutNotFoundError, SourceError
 from entire_id.records import (
     CAMERAS_FILE,
-    JUNK_PID,
+    DISTRACTOR_PID,
     NO_NUMBER,
     UNKNOWN_CONTINENT,
     Camera,
@@ -22,11 +23,27 @@ from entire_id.records import (
 )
 from entire_id.sources.cameras import continent_slug, parse_cameras, read_cameras
 from entire_id.sources.files import Files, ZipArchive, open_files
+from entire_id.sources.lists import Entry, ListPlace, Lists, read_entries
+from entire_id.sources.official import Official
 from entire_id.sources.remote import RemoteFiles
 
-__all__ = ["IMAGE_SUFFIXES", "CropSource", "Layout", "NameParts", "build_sample"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_DEPTH",
+    "CropSource",
+    "Layout",
+    "NameParts",
+    "build_sample",
+    "find_base",
+    "is_image_suffix",
+    "open_place",
+    "variant_of",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+MAX_DEPTH = 3
+"""How many folders deep a layout's folders may lie."""
+
 _MAX_INT32, _MAX_INT64 = 2**31 - 1, 2**63 - 1
 
 
@@ -45,15 +62,29 @@ class Layout:
 
     Attributes:
         name: what `--layout` calls it.
-        folders: top folder → split.
+        folders: top folder, or one below it as `test/query` → split.
         parse_name: file name without ending → its numbers, None where it is no name of the family.
         example: a right name, for messages.
+        number: folder and numbers → the numbers to pack, where the folder has a say in them.
+        others: files and folders beside these that come with the data set and hold no crop of a split.
+        lists: which crops belong to which split, where lists say so.
+        variants: what the folder that holds `folders` is called, then what that of the sister set is.
+        marks: folders that tell it from a layout with the same names.
+        word: of the name of the folder that holds `folders`, telling it from such a layout where lists do not.
+        official: what the authors say it holds.
     """
 
     name: str
     folders: Mapping[str, str]
     parse_name: Callable[[str], NameParts | None]
     example: str
+    number: Callable[[str, NameParts], NameParts] | None = None
+    others: AbstractSet[str] = frozenset()
+    lists: Lists | None = None
+    variants: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    word: str = ""
+    official: tuple[Official, ...] = ()
 
 
 def build_sample(sample: Sample, continents: Mapping[int, str | None], named: str = "") -> Sample | Rejected:
@@ -66,7 +97,7 @@ def build_sample(sample: Sample, continents: Mapping[int, str | None], named: st
     """
     folder, name, split, pid, camid, seq, frame, _ = sample
     for what, value, low, high in (
-        ("pid", pid, JUNK_PID, _MAX_INT32),
+        ("pid", pid, DISTRACTOR_PID, _MAX_INT32),
         ("camid", camid, 0, _MAX_INT32),
         ("seq", seq, NO_NUMBER, _MAX_INT32),
         ("frame", frame, NO_NUMBER, _MAX_INT64),
@@ -83,22 +114,28 @@ def build_sample(sample: Sample, continents: Mapping[int, str | None], named: st
 class CropSource:
     """A tree of crops in one naming family; see `records.Source`."""
 
-    def __init__(self, place: Path | str, layout: Layout, cameras_path: Path | None = None) -> None:
+    def __init__(
+        self, place: Path | str, layout: Layout, cameras_path: Path | None = None, lists_path: Path | None = None
+    ) -> None:
         """Find the layout's folders.
 
         Args:
             place: a folder or zip, or the URL of a folder; the layout's folders lie in it, or a few folders deeper.
             layout: naming family.
             cameras_path: `cameras.csv`; the one beside the layout's folders by default.
+            lists_path: folder of the layout's lists; those beside its folders by default.
 
         Raises:
             LayoutNotFoundError: none of the layout's folders is there.
             CamerasFileError: `cameras.csv` is malformed.
+            SourceError: the layout's lists are not there, or it has none.
         """
-        self._files: Files = open_files(place) if isinstance(place, Path) else RemoteFiles(place)
-        self._layout = layout
-        base = _find_base(self._files, layout)
+        self._files = open_place(place)
+        self.layout = layout
+        self._left_out: set[str] = set()
+        base = find_base(self._files, layout)
         self._prefix = f"{base}/" if base else ""
+        self._lists = self._find_lists(lists_path)
         own = self._prefix + CAMERAS_FILE
         self._cameras = read_cameras(cameras_path) if cameras_path else _own_cameras(self._files, own)
 
@@ -112,6 +149,25 @@ class CropSource:
         """Cameras by camid; empty without a `cameras.csv`."""
         return self._cameras
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the last `samples` met of the layout's `others`, and of a sister set."""
+        return tuple(sorted(self._left_out))
+
+    def _find_lists(self, path: Path | None) -> ListPlace | None:
+        lists = self.layout.lists
+        if lists is None:
+            if path is not None:
+                raise SourceError(path, f"layout {self.layout.name!r} has no lists; leave --lists out")
+            return None
+        place = ListPlace(self._files, self._prefix) if path is None else ListPlace(open_files(path), "")
+        if place.there(lists):
+            return place
+        if lists.are_needed or path is not None:
+            names = ", ".join(lists.files)
+            raise SourceError(place.files.name, f"none of the lists {names} is there; name their folder with --lists")
+        return None
+
     def read(self, path: str) -> RawFile:
         """One file; see `records.Source`."""
         return self._files.read(path)
@@ -121,41 +177,139 @@ class CropSource:
         return self._files.stamp(path)
 
     def samples(self) -> Iterator[Sample | Rejected]:
-        """Every file once; `cameras.csv` is no crop and left out."""
+        """Every file once; `cameras.csv`, lists, and what comes with the data set are no crops and left out."""
+        self._left_out = set()
         continents = {camera.camid: camera.continent for camera in self._cameras}
+        if self._lists is not None and self.layout.lists is not None:
+            yield from self._listed(self.layout.lists, self._lists, continents)
+            return
+        for path in self._walk():
+            yield path if isinstance(path, Rejected) else self._sample(path, continents)
+
+    def _walk(self) -> Iterator[str | Rejected]:
+        """Every file but those that come with the data set and are no crops."""
         own = self._prefix + CAMERAS_FILE
+        others = self.layout.others
+        lists = {self._prefix + name for name in self.layout.lists.files} if self.layout.lists else frozenset()
         for path in self._files.walk():
             if isinstance(path, Rejected):
                 yield path
-            elif path != own:
-                yield self._sample(path, continents)
+            elif path == own or path in lists:
+                continue
+            elif others and path.startswith(self._prefix) and (top := self._below(path).partition("/")[0]) in others:
+                self._left_out.add(top)
+            elif self.layout.variants and (sister := self._sister(path)):
+                self._left_out.add(sister)
+            else:
+                yield path
+
+    def _sister(self, path: str) -> str:
+        """Return the folder of the sister set, beside this one, that holds a file; `""` if none does."""
+        beside = self._prefix[:-1].rpartition("/")[0]
+        top = path.removeprefix(f"{beside}/" if beside else "").partition("/")[0]
+        is_sister = self._prefix and not path.startswith(self._prefix) and top.casefold() in self.layout.variants[1:]
+        return top if is_sister else ""
+
+    def _below(self, path: str) -> str:
+        return path.removeprefix(self._prefix)
 
     def _sample(self, path: str, continents: Mapping[int, str | None]) -> Sample | Rejected:
-        folder, _, name = path.removeprefix(self._prefix).partition("/")
-        split = self._layout.folders.get(folder) if name and path.startswith(self._prefix) else None
+        folder, name = self._part(path)
+        split = self.layout.folders.get(folder) if name else None
         if split is None:
-            return Rejected(path, Reason.OUTSIDE_SPLITS, f"not in {', '.join(self._layout.folders)}")
+            return Rejected(path, Reason.OUTSIDE_SPLITS, f"not in {', '.join(self.layout.folders)}")
+        return self._build(path, name, split, folder, continents)
+
+    def _part(self, path: str) -> tuple[str, str]:
+        """Return the layout's folder that a file lies in, and its path below that; an empty path if in none."""
+        if not path.startswith(self._prefix):
+            return "", ""
+        folder, _, name = self._below(path).partition("/")
+        if name and folder not in self.layout.folders:
+            second, _, name = name.partition("/")
+            folder = f"{folder}/{second}"
+        return folder, name
+
+    def _build(
+        self,
+        path: str,
+        name: str,
+        split: str,
+        folder: str,
+        continents: Mapping[int, str | None],
+        pid: int | None = None,
+    ) -> Sample | Rejected:
         stem, suffix = split_suffix(name)
-        if suffix not in IMAGE_SUFFIXES and suffix.lower() not in IMAGE_SUFFIXES:
+        if not is_image_suffix(suffix):
             return Rejected(path, Reason.NOT_AN_IMAGE, f"ending {suffix!r}")
-        numbers = self._layout.parse_name(stem.rpartition("/")[2])
+        numbers = self.layout.parse_name(stem.rpartition("/")[2])
         if numbers is None:
-            return Rejected(path, Reason.NAME, f"expected a name like {self._layout.example}")
+            return Rejected(path, Reason.NAME, f"expected a name like {self.layout.example}")
+        if pid is not None:
+            numbers = numbers._replace(pid=pid)
+        if self.layout.number is not None:
+            numbers = self.layout.number(folder, numbers)
         return build_sample(Sample(path.removesuffix(name), name, split, *numbers), continents)
+
+    def _listed(
+        self, lists: Lists, place: ListPlace, continents: Mapping[int, str | None]
+    ) -> Iterator[Sample | Rejected]:
+        """Every file once, and every line of a list that no file answers."""
+        entries, twice = read_entries(lists, place)
+        yield from twice
+        found: set[Entry] = set()
+        for path in self._walk():
+            entry = None if isinstance(path, Rejected) else entries.get(self._below(path))
+            if isinstance(path, Rejected):
+                yield path
+            elif entry is None or not path.startswith(self._prefix):
+                unlisted = self._sample(path, continents)
+                if not isinstance(unlisted, Rejected) or unlisted.reason is Reason.NAME:
+                    unlisted = Rejected(path, Reason.OUTSIDE_SPLITS, f"on none of the lists {', '.join(lists.files)}")
+                yield unlisted
+            else:
+                found.add(entry)
+                folder = self._below(path).removesuffix(f"/{entry.path}")
+                yield self._build(path, entry.path, entry.split, folder, continents, entry.pid)
+        for entry in dict.fromkeys(entries.values()):
+            if entry not in found:
+                path = f"{self._prefix}{lists.folders[entry.split][0]}/{entry.path}"
+                yield Rejected(path, Reason.MISSING, f"{entry.name} names it")
+
+
+def open_place(place: Path | str) -> Files:
+    """Return the tree of files at a path, or at the URL of a folder.
+
+    Raises:
+        SourceError: nothing readable is there.
+    """
+    return open_files(place) if isinstance(place, Path) else RemoteFiles(place)
+
+
+def is_image_suffix(suffix: str) -> bool:
+    """Tell whether files with this ending are taken for images."""
+    return suffix in IMAGE_SUFFIXES or suffix.lower() in IMAGE_SUFFIXES
 
 
 def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
-    """Return the folder that holds the layout's folders: the top, or the only one that does at the least depth."""
+def find_base(files: Files, layout: Layout, max_depth: int = MAX_DEPTH) -> str:
+    """Return the folder that holds the layout's folders: the top, or the only one that does at the least depth.
+
+    Raises:
+        LayoutNotFoundError: none does.
+        SourceError: several do, or only that of the sister set.
+    """
+    tops = {folder.partition("/")[0] for folder in layout.folders}
     if _is_packed(files):  # it has folders called query, too
         raise LayoutNotFoundError(files.name, layout.folders, files.folders(""))
     level = [""]
     for _ in range(max_depth + 1):
         children = {folder: files.folders(folder) for folder in level}
-        bases = [folder for folder, names in children.items() if not layout.folders.keys().isdisjoint(names)]
+        bases = [folder for folder, names in children.items() if not tops.isdisjoint(names)]
+        bases = _of_variant(files, layout, bases)
         if len(bases) > 1:
             raise SourceError(files.name, f"holds several data sets ({', '.join(bases)}); give one of these folders")
         if bases:
@@ -167,6 +321,23 @@ def _find_base(files: Files, layout: Layout, max_depth: int = 3) -> str:
             if name != "__MACOSX" and not name.startswith(".")
         ]
     raise LayoutNotFoundError(files.name, layout.folders, files.folders(""))
+
+
+def variant_of(files: Files, base: str) -> str:
+    """Return the name of the folder that holds a layout's folders, in small letters."""
+    name = base or Path(files.name).resolve().name.removesuffix(".zip")
+    return name.rpartition("/")[2].casefold()
+
+
+def _of_variant(files: Files, layout: Layout, bases: list[str]) -> list[str]:
+    if not layout.variants or not bases:
+        return bases
+    own, *others = layout.variants
+    named = {base: variant_of(files, base) for base in bases}
+    kept = [base for base in bases if named[base] == own] or [base for base in bases if named[base] not in others]
+    if not kept:
+        raise SourceError(files.name, f"holds {', '.join(bases) or named['']}, and not {own}; name another --layout")
+    return kept
 
 
 def _is_packed(files: Files) -> bool:

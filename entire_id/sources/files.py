@@ -33,6 +33,9 @@ class Files(Protocol):
     def walk(self) -> Iterator[str | Rejected]:
         """Every file once, in any order: its relative path, or why it cannot be used."""
 
+    def below(self, path: str) -> Iterator[str]:
+        """Paths of the usable files below the folder `path`, in any order, no more of them looked up than are taken."""
+
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below `path` (`""` is the top), sorted; empty where there are none."""
 
@@ -76,6 +79,10 @@ class Folder:
     def walk(self) -> Iterator[str | Rejected]:
         """Every file once, in the order of the file system: one folder may hold millions."""
         yield from self._walk("")
+
+    def below(self, path: str) -> Iterator[str]:
+        """Paths of the usable files below the folder `path`, in the order of the file system."""
+        return (file for file in self._walk(path) if isinstance(file, str))
 
     def _walk(self, folder: str) -> Iterator[str | Rejected]:
         try:
@@ -191,6 +198,12 @@ class ZipArchive:
                 yield Rejected(name, Reason.DUPLICATE_KEY, "twice in the archive")
             else:
                 yield _check_entry(name, info)
+
+    def below(self, path: str) -> Iterator[str]:
+        """Paths of the usable entries below the folder `path`, in the order of the archive."""
+        start = f"{path}/" if path else ""
+        names = (name for name in self._entries if name.startswith(start))
+        return (name for name in names if isinstance(self.check(name), str))
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below `path`, sorted."""

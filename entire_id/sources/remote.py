@@ -85,6 +85,23 @@ class RemoteFiles:
                     yield found
         stamps.close()
 
+    def below(self, path: str) -> Iterator[str]:
+        """Paths of the usable files below the folder `path`, folder by folder."""
+        folders = [path]
+        while folders:
+            folder = folders.pop()
+            with self._reached():
+                try:
+                    entries = self._folder.entries(folder)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+            for entry in entries:
+                found = _look_at(entry, folder)
+                if isinstance(found, str) and entry.kind == "folder":
+                    folders.append(found)
+                elif isinstance(found, str):
+                    yield found
+
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly below `path`, sorted."""
         with self._reached():

@@ -27,9 +27,8 @@ from entire_id.errors import (
 from entire_id.hub.card import write_card
 from entire_id.hub.facts import OwnerFacts
 from entire_id.hub.publish import PublishConfig, plan_publish, publish, read_plan
-from entire_id.hub.repo import HubRepo
-from entire_id.hub.versions import verify_revision
-from entire_id.repository import Repository
+from entire_id.hub.repo import Access, HubRepo
+from entire_id.hub.versions import plan_rollback, rollback, verify_revision
 from entire_id.shards.manifest import read_manifest
 
 from builders import many_crops, pack_folder, tree
@@ -61,7 +60,7 @@ def test_a_version_is_private_gated_whole_and_tagged(first: Path, hub_site: HubS
     repo = HubRepo(NAME)
     plan = plan_publish(first, repo)
     assert f"datasets/{NAME}" not in hub_site.store.repos, "a plan changes nothing"
-    assert (plan.parent, plan.private, plan.gate, plan.delete) == (None, True, "manual", ())
+    assert (plan.parent, plan.access, plan.delete) == (None, Access(private=True, gate="manual"), ())
     assert set(plan.add) == set(ours(first))
     assert plan.upload_bytes == sum(map(len, ours(first).values()))
     done = publish(first, repo, plan)
@@ -263,6 +262,61 @@ def test_a_version_is_published_once(raw: Path, first: Path, tmp_path: Path, hub
         publish(other, HubRepo(NAME), plan_of(planned, repo=NAME, parent=plan.parent))
 
 
+def test_who_may_see_it_is_as_planned(first: Path, second: Path, hub_site: HubServer) -> None:
+    plan = plan_publish(first, HubRepo(NAME))
+    HfApi().create_repo(NAME, repo_type="dataset", private=False)
+    with pytest.raises(RemoteChangedError, match="public, gate manual, and private, gate manual was planned"):
+        publish(first, HubRepo(NAME), plan)
+    assert set(hub_site.tree(NAME)) == {".gitattributes"}
+    HfApi().update_repo_settings(NAME, repo_type="dataset", private=True)
+    publish(first, HubRepo(NAME), plan)
+    plan = plan_publish(second, HubRepo(NAME))
+    HfApi().update_repo_settings(NAME, repo_type="dataset", private=False, gated=False)
+    with pytest.raises(RemoteChangedError, match="public, gate none"):
+        publish(second, HubRepo(NAME), plan)
+    assert set(hub_site.refs(NAME)) == {"main", "v1.0.0"}
+
+
+def test_small_files_are_those_of_the_manifest(first: Path, hub_site: HubServer) -> None:
+    plan = plan_publish(first, HubRepo(NAME))
+    cameras = (first / "cameras.csv").read_bytes()
+    (first / "cameras.csv").write_bytes(cameras.swapcase())
+    with pytest.raises(HubError, match=r"not those of the manifest: cameras\.csv"):
+        publish(first, HubRepo(NAME), plan)
+    assert set(hub_site.refs(NAME)) == {"main", "publish-v1.0.0"}
+    (first / "cameras.csv").write_bytes(cameras)
+    publish(first, HubRepo(NAME), plan)
+    assert remote(hub_site, "v1.0.0") == ours(first)
+
+
+def test_another_data_set_is_not_published_over_it(raw: Path, first: Path, tmp_path: Path, hub_site: HubServer) -> None:
+    release(first)
+    other = pack_folder(raw, tmp_path / "other", name="hospital", version="2.0.0")
+    write_card(other, FACTS)
+    with pytest.raises(PublishError, match="holds the data set 'entire-id', and this is 'hospital'"):
+        plan_publish(other, HubRepo(NAME))
+
+
+def test_a_version_that_main_left_is_there_all_the_same(first: Path, second: Path, hub_site: HubServer) -> None:
+    for folder in (first, second):
+        release(folder)
+    rollback(HubRepo(NAME), plan_rollback(HubRepo(NAME), "1.0.0"))
+    plan = plan_publish(second, HubRepo(NAME))
+    assert (plan.is_published, plan.add, plan.delete, plan.upload_bytes) == (True, (), (), 0)
+    publish(second, HubRepo(NAME), plan)
+    assert remote(hub_site, "main") == ours(first)
+
+
+@pytest.mark.parametrize("token", ["hf_tökén", "hf_\n"])
+def test_a_token_that_cannot_be_is_not_shown(
+    token: str, first: Path, hub_site: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises((HubError, RepositoryNotFoundError, PublishError)) as caught:
+        release(first)
+    assert "hf_" not in str(caught.value).replace("hf_auth", "")
+
+
 # --- what is not published --------------------------------------------------------------------------------------------
 
 
@@ -304,7 +358,7 @@ def test_a_public_repository_must_be_meant(first: Path, hub_site: HubServer) -> 
 
 def test_gates_that_owners_chose_stay(first: Path, second: Path, hub_site: HubServer) -> None:
     release(first, gate="auto")
-    assert plan_publish(second, HubRepo(NAME)).gate is None
+    assert not plan_publish(second, HubRepo(NAME)).sets_gate
     release(second)
     assert hub_site.repo(NAME).gated == "auto"
 
@@ -372,7 +426,7 @@ def test_with_xet_versions_come_and_go_as_they_are(
             local = snapshot_download(NAME, repo_type="dataset", revision=version)
             found = {path: (Path(local) / path).read_bytes() for path in ours(folder)}
             assert found == ours(folder)
-        assert verify_revision(Repository(NAME, "v1.1.0"), deep=True) == ()
+        assert verify_revision(HubRepo(NAME), "v1.1.0", deep=True) == ()
     close_session()
 
 

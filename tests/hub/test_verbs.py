@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from entire_id.cli.main import app
-from entire_id.errors import EntireIdError, PublishError
+from entire_id.errors import CardError, EntireIdError, HubError, PublishError
 from entire_id.hub.publish import plan_publish, publish
 from entire_id.hub.repo import HubRepo
 from entire_id.shards.manifest import read_manifest
@@ -32,7 +33,7 @@ def typed(*arguments: object, code: int = 0) -> tuple[str, str]:
 def test_a_plan_is_shown_saved_and_run(first: Path, hub_site: HubServer, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     out, err = typed("publish", first, NAME, "--plan", plan)
-    assert "to be made, private, gate manual" in out
+    assert "(to be made, private, gate manual)" in out
     assert "nothing was changed" in err
     assert f"next: entire-id publish {first} {NAME} --plan {plan} --apply" in err
     assert not hub_site.store.repos
@@ -53,7 +54,7 @@ def test_a_folder_of_the_repositorys_name_is_not_taken_for_it(
     (tmp_path / NAME).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     typed("publish", first, NAME, "--apply")
-    assert "v1.0.0" in typed("versions", NAME)[0] or "1.0.0" in typed("versions", NAME)[0]
+    assert [one["version"] for one in json.loads(typed("versions", NAME, "--json")[0])] == ["1.0.0"]
 
 
 def test_versions_verify_diff_and_rollback(
@@ -118,3 +119,51 @@ def test_erasing_on_the_hub_needs_a_card(first: Path, tmp_path: Path, hub_site: 
         typed("erase", first, tmp_path / "three", "--person", "test/7", *options, code=2)
     assert not (tmp_path / "three").exists()
     assert not hub_site.requests
+
+
+def test_who_is_erased_must_be_on_the_hub_that_is_named(
+    first: Path, second: Path, hub_site: HubServer, tmp_path: Path
+) -> None:
+    (tmp_path / "card.toml").write_text(FACTS)
+    typed("publish", first, NAME, "--apply")
+    before = hub_site.refs(NAME)
+    options = ("--person", "test/7", "--facts", tmp_path / "card.toml", "--apply")
+    with pytest.raises(PublishError, match="there is no repository 'entire/typo'"):
+        typed("erase", first, tmp_path / "three", *options, "entire/typo")
+    with pytest.raises(PublishError, match=r"no version of 'entire/entire-id' has its content \(there are: 1\.0\.0\)"):
+        typed("erase", second, tmp_path / "three", *options, NAME)
+    (tmp_path / "card.toml").write_text("license_name = 3\n")
+    with pytest.raises(CardError):
+        typed("erase", first, tmp_path / "three", *options, NAME)
+    assert not (tmp_path / "three").exists()
+    assert hub_site.refs(NAME) == before
+
+
+def test_a_card_that_names_the_erased_is_not_published(first: Path, hub_site: HubServer, tmp_path: Path) -> None:
+    facts = tmp_path / "card.toml"
+    facts.write_text(FACTS)
+    typed("card", first, "--facts", facts, "--notes", "Thanks to the person test/7.")
+    typed("publish", first, NAME, "--apply")
+    before = hub_site.refs(NAME)
+    with pytest.raises(PublishError, match="its card names 1 of the people"):
+        typed("erase", first, tmp_path / "three", "--person", "test/7", "--facts", facts, "--apply", NAME)
+    assert hub_site.refs(NAME) == before
+
+
+def test_an_erasure_that_broke_is_gone_on_with_as_it_says(
+    first: Path, hub_site: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    facts, out = tmp_path / "card.toml", tmp_path / "three"
+    facts.write_text(FACTS)
+    typed("publish", first, NAME, "--public", "--apply")
+    hub_site.fail("500", "POST .*/commit/main", times=30)
+    options = ("--person", "test/7", "--facts", facts, "--apply", NAME)
+    done = CliRunner().invoke(app, ["erase", str(first), str(out), *map(str, options)])
+    assert isinstance(done.exception, HubError)
+    hub_site.faults.clear()
+    lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("  entire-id ")]
+    assert [line.split()[1] for line in lines] == ["card", "publish", "withdraw"]
+    for line in lines:
+        typed(*shlex.split(line)[1:])
+    assert set(hub_site.refs(NAME)) == {"main", "v1.1.0"}

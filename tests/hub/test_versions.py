@@ -6,18 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, close_session
 
 from entire_id.errors import ManifestError, PublishError, RemoteChangedError, RepositoryNotFoundError
 from entire_id.hub.publish import plan_publish, publish
 from entire_id.hub.repo import HubRepo
 from entire_id.hub.versions import diff_versions, list_versions, plan_rollback, rollback, verify_revision
 from entire_id.hub.withdraw import plan_withdrawal, withdraw
-from entire_id.repository import Repository
 from entire_id.shards.diff import diff_folders
 from entire_id.shards.manifest import read_manifest
 
-from hub_server import STRANGER, HubServer
+from hub_server import STRANGER, HubServer, hub_server
 
 NAME = "entire/entire-id"
 
@@ -68,14 +67,14 @@ def test_versions_differ_as_their_folders_do(
 
 
 def test_a_revision_is_compared_without_its_shards(published: HubRepo, hub_site: HubServer) -> None:
-    for revision in ("v1.0.0", "main", None, hub_site.refs(NAME)["v1.1.0"]):
-        assert verify_revision(Repository(NAME, revision)) == ()
+    for revision in ("v1.0.0", "main", hub_site.refs(NAME)["v1.1.0"]):
+        assert verify_revision(HubRepo(NAME), revision) == ()
     assert not hub_site.asked("GET .*parquet")
-    assert verify_revision(Repository(NAME, "v1.0.0"), deep=True) == ()
+    assert verify_revision(HubRepo(NAME), "v1.0.0", deep=True) == ()
     total = sum(entry.bytes for entry in published.manifest("v1.0.0").files)
     assert sizes(hub_site, "GET .*/(data|meta)/") + 100 >= total - 100
     with pytest.raises(RepositoryNotFoundError):
-        verify_revision(Repository(NAME, "v9.0.0"))
+        verify_revision(HubRepo(NAME), "v9.0.0")
 
 
 def test_what_is_wrong_on_the_hub_is_found(published: HubRepo, second: Path, hub_site: HubServer) -> None:
@@ -91,7 +90,7 @@ def test_what_is_wrong_on_the_hub_is_found(published: HubRepo, second: Path, hub
     put(other, "data/query/asia-99999.parquet")
     put(b"camid,continent\n", "cameras.csv")
     api.delete_file("README.md", NAME, repo_type="dataset")
-    found = {problem.where: problem.kind for problem in verify_revision(Repository(NAME, None))}
+    found = {problem.where: problem.kind for problem in verify_revision(HubRepo(NAME))}
     assert found == {
         paths[0]: "sha256",
         paths[1]: "size",
@@ -102,12 +101,12 @@ def test_what_is_wrong_on_the_hub_is_found(published: HubRepo, second: Path, hub
     }
     assert found["cameras.csv"] in ("size", "sha256")
     put(b"{}", "manifest.json")
-    assert [problem.kind for problem in verify_revision(Repository(NAME, None))] == ["manifest"]
+    assert [problem.kind for problem in verify_revision(HubRepo(NAME))] == ["manifest"]
 
 
 def test_bytes_that_the_hub_lost_are_found_by_reading_them(published: HubRepo, hub_site: HubServer) -> None:
     hub_site.fail("damage", "GET .*/data/.*parquet")
-    (problem,) = verify_revision(Repository(NAME, "v1.1.0"), deep=True)
+    (problem,) = verify_revision(HubRepo(NAME), "v1.1.0", deep=True)
     assert problem.kind == "sha256"
 
 
@@ -176,7 +175,7 @@ def test_nothing_but_one_version_is_left(published: HubRepo, first: Path, second
     assert plan_withdrawal(published, "1.1.0").is_done
     with pytest.raises(Exception, match="404"):
         b"".join(published.chunks(next(path for path in old if old[path].sha256 in gone), old_commit))
-    assert verify_revision(Repository(NAME, "v1.1.0"), deep=True) == ()
+    assert verify_revision(HubRepo(NAME), "v1.1.0", deep=True) == ()
 
 
 def test_a_break_in_withdrawing_is_gone_on_after(
@@ -214,7 +213,7 @@ def test_strangers_see_nothing_of_it(published: HubRepo, monkeypatch: pytest.Mon
     with pytest.raises(RepositoryNotFoundError):
         list_versions(published)
     with pytest.raises(RepositoryNotFoundError):
-        verify_revision(Repository(NAME, "v1.0.0"))
+        verify_revision(HubRepo(NAME), "v1.0.0")
 
 
 def test_a_damaged_manifest_is_named(published: HubRepo, first: Path) -> None:
@@ -222,3 +221,60 @@ def test_a_damaged_manifest_is_named(published: HubRepo, first: Path) -> None:
     shutil.copytree(first, first.with_name("copy"))
     with pytest.raises(ManifestError, match="no JSON"):
         diff_versions(first, f"{NAME}@main")
+
+
+def remove(path: str) -> None:
+    HfApi().delete_file(path, NAME, repo_type="dataset")
+
+
+def test_a_damaged_main_is_not_what_is_kept(published: HubRepo, second: Path, hub_site: HubServer) -> None:
+    shard = read_manifest(second).shards[0].path
+    remove(shard)
+    with pytest.raises(PublishError, match=f"1 problems, the first: {shard}.*rollback {NAME} v1.1.0"):
+        plan_withdrawal(published, "1.1.0")
+    rollback(published, plan_rollback(published, "1.1.0"))
+    withdraw(published, plan_withdrawal(published, "1.1.0"))
+    assert verify_revision(HubRepo(NAME), "v1.1.0", deep=True) == ()
+
+
+def test_who_publishes_while_versions_are_withdrawn_stops_it(published: HubRepo, hub_site: HubServer) -> None:
+    plan = plan_withdrawal(published, "1.1.0")
+    HfApi().create_branch(NAME, branch="publish-v1.2.0", revision="v1.0.0", repo_type="dataset")
+    with pytest.raises(RemoteChangedError, match=r"publish-v1\.2\.0 came since"):
+        withdraw(published, plan)
+    assert {"v1.0.0", "publish-v1.2.0"} <= set(hub_site.refs(NAME))
+
+
+def test_a_readme_without_configs_is_a_problem(published: HubRepo) -> None:
+    HfApi().upload_file(
+        repo_id=NAME, repo_type="dataset", path_or_fileobj=b"---\nlicense: mit\n---\n", path_in_repo="README.md"
+    )
+    (problem,) = verify_revision(HubRepo(NAME))
+    assert (problem.kind, problem.where) == ("readme", "README.md")
+
+
+def test_a_hub_that_breaks_down_is_not_taken_for_an_empty_one(
+    published: HubRepo, hub_site: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub_site.fail("500", "manifest.json", times=50)
+    with pytest.raises(OSError, match="500|cannot be reached"):
+        list_versions(published)
+
+
+def test_with_xet_too_withdrawn_files_are_gone(
+    first: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+    with hub_server(tmp_path / "xet-site", xet=True) as hub:
+        hub.patch_client(monkeypatch, tmp_path / "xet-home")
+        repo = HubRepo(NAME)
+        for folder in (first, second):
+            publish(folder, repo, plan_publish(folder, repo))
+        kept = {file.sha256 for file in hub.tree(NAME).values() if file.sha256}
+        gone = {file.sha256 for file in hub.tree(NAME, "v1.0.0").values() if file.sha256} - kept
+        withdraw(repo, plan_withdrawal(repo, "1.1.0"))
+        assert gone
+        assert not {sha256 for file in repo.stored() for sha256 in file.ids} & gone
+        assert verify_revision(repo, "v1.1.0", deep=True) == ()
+    close_session()

@@ -73,6 +73,17 @@ def test_what_was_downloaded_from_the_hub_is_found(packed: Path, tmp_path: Path)
     assert f"hf cache rm {'a' * 40}" in purges
 
 
+def test_an_old_version_of_which_only_shards_were_downloaded_is_found_by_its_repository(
+    packed: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "hub" / "datasets--owner--entire-id" / "snapshots" / ("e" * 40)
+    other = tmp_path / "hub" / "datasets--owner--something" / "snapshots" / ("f" * 40)
+    for snapshot in (old, other):
+        (snapshot / "data").mkdir(parents=True)
+        (snapshot / "README.md").write_text("---\nlicense: other\n---\n")
+    assert set(found(packed)) == {packed, old}
+
+
 def test_caches_that_are_damaged_or_not_there_are_passed_over(packed: Path, tmp_path: Path) -> None:
     place = tmp_path / "converted" / "x" / "default" / "1.0.0" / "hash"
     place.mkdir(parents=True)

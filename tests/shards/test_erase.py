@@ -515,3 +515,10 @@ def test_a_trace_is_a_varied_piece_of_the_image() -> None:
     assert image[trace.start :].startswith(trace.piece)
     assert len({*trace.piece}) > 8
     assert trace_of(b"\xff\xd8\xff", "").piece == b"\xff\xd8\xff"
+
+
+@pytest.mark.parametrize("same", ["tombstones", "secret"])
+def test_the_log_is_a_file_of_its_own(same: str, tmp_path: Path) -> None:
+    files = {"tombstones": tmp_path / "t", "secret": tmp_path / "s", "log": tmp_path / "x" / ".." / same[0]}
+    with pytest.raises(ValueError, match="files of their own"):
+        EraseRequest(people=("test/1",), reason="asked", **files)

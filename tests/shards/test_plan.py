@@ -333,7 +333,7 @@ def places_of(crops: list[Crop], shards: list[PlannedShard], seed: int) -> Place
     places: Places = {}
     for shard in shards:
         place = places.setdefault((shard.split, shard.continent), Placement({}, {}, 0))
-        pids, junk = dict(place.shard_of_pid), dict(place.shard_of_junk)
+        pids, junk = dict(place.shard_of_pid), dict(place.shard_of_nobody)
         for crop in (crops[row] for row in shard.rows.tolist()):
             if crop.pid == JUNK_PID:
                 junk[keyed_hash(crop.key, seed)] = shard.number
@@ -369,7 +369,7 @@ def test_a_plan_after_another_keeps_every_rule(old, new, kept, shard_rows: int, 
         place = previous.get((shard.split, shard.continent), Placement({}, {}, 0))
         units = units_of(crops, shard)
         homes = {
-            place.shard_of_pid.get(who) if kind == "person" else place.shard_of_junk.get(keyed_hash(who, seed))
+            place.shard_of_pid.get(who) if kind == "person" else place.shard_of_nobody.get(keyed_hash(who, seed))
             for kind, who in units
         }
         if shard.number < place.next_number:

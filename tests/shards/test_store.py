@@ -25,7 +25,7 @@ from entire_id.errors import (
 from entire_id.shards.manifest import FileEntry
 from entire_id.shards.pack import PackConfig, PackReport, pack
 from entire_id.shards.store import LocalStore
-from entire_id.sources.layouts import open_source
+from entire_id.sources.layouts import open_source, recognise
 
 from builders import Wrapped, crop_names, image_bytes, pack_folder, rejected_rows, tree, write_crops
 from servers import SERVERS, Server, serve
@@ -88,6 +88,12 @@ def test_from_url_to_url_the_bytes_are_those_of_a_pack_here(
     check_packed(server, f"jobs{jobs}", reference)
     assert "secret" not in f"{report.folder}{report.rejected_csv}"
     assert str(report.rejected_csv).endswith(f"/jobs{jobs}.rejected.csv")
+
+
+def test_a_layout_is_recognised_at_a_url(server: Server, source: str) -> None:
+    found = recognise(source)
+    assert found.layout.name == "entire-id"
+    assert len(list(open_source(source, "auto").samples())) == 55
 
 
 def test_the_command_takes_urls_and_names_no_password(server: Server, source: str, reference: tuple) -> None:

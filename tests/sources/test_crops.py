@@ -108,7 +108,7 @@ def test_every_kind_of_name_is_a_sample_or_a_rejection(kind, tmp_path):
 
 def test_huge_numbers_are_rejected_with_the_number_and_its_range(tmp_path):
     (rejected,) = make("folder", tmp_path, ["query/2147483648_c001s0_1.jpg"]).samples()
-    assert rejected.detail == "pid 2147483648 is not in -1..2147483647"
+    assert rejected.detail == "pid 2147483648 is not in -2..2147483647"
 
 
 def test_a_wrong_name_is_answered_with_a_right_one(tmp_path):
@@ -304,13 +304,13 @@ def test_a_new_family_is_folders_and_a_function(tmp_path):
     assert (rejected.reason, rejected.detail) == (Reason.NAME, "expected a name like 7@2.png")
 
 
-EDGES = st.sampled_from([-(2**63), -2, -1, 0, 1, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30])
+EDGES = st.sampled_from([-(2**63), -3, -2, -1, 0, 1, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30])
 
 
 @given(*[EDGES | st.integers()] * 4)
 def test_numbers_fit_their_columns_or_are_rejected(pid, camid, seq, frame):
     built = build_sample(Sample("q/", "a.jpg", "query", pid, camid, seq, frame), {})
-    fits = -1 <= pid < 2**31 and 0 <= camid < 2**31 and -1 <= seq < 2**31 and -1 <= frame < 2**63
+    fits = -2 <= pid < 2**31 and 0 <= camid < 2**31 and -1 <= seq < 2**31 and -1 <= frame < 2**63
     assert isinstance(built, Sample) == fits
     if isinstance(built, Rejected):
         assert (built.path, built.reason) == ("q/a.jpg", Reason.NUMBER)

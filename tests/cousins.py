@@ -1,0 +1,124 @@
+"""Trees with the names of other data sets, and with as many crops as their authors count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from entire_id.sources.crops import Layout
+from entire_id.sources.layouts import LAYOUTS
+
+from builders import image_bytes
+
+NAMES = {
+    "entire-id": "{pid:05d}_c{camid:03d}s0_{number}.jpg",
+    "market1501": "{pid:04d}_c{camid}s1_{number:06d}_00.jpg",
+    "dukemtmc-reid": "{pid:04d}_c{camid}_f{number:07d}.jpg",
+    "cuhk03-np": "{pid:04d}_c{camid}_{number}.png",
+    "msmt17": "{pid:04d}/{pid:04d}_{number:03d}_{camid:02d}_0303morning_{number:04d}_0.jpg",
+    "last": "{pid:06d}_film_{number:05d}.jpg",
+}
+MSMT_FOLDERS = {"msmt17-v1": ("train", "test"), "msmt17-v2": ("mask_train_v2", "mask_test_v2")}
+
+
+def names_of(family: str, crops: int, pids: Iterable[int], cameras: int = 2, first: int = 0) -> list[str]:
+    """Return names of crops, dealt to people in turn and to cameras in rounds."""
+    people = list(pids)
+    return [
+        NAMES[family].format(
+            pid=people[n % len(people)], camid=1 + n // len(people) % cameras, number=first + n // len(people)
+        )
+        for n in range(crops)
+    ]
+
+
+def box_folders(family: str, train: Iterable[str], query: Iterable[str], gallery: Iterable[str]) -> list[str]:
+    """Return the paths of a set in the folders of Market-1501."""
+    folders = {"bounding_box_train": train, "query": query, "bounding_box_test": gallery}
+    return [f"{folder}/{name}" for folder, names in folders.items() for name in names]
+
+
+def market_names(train: int, query: int, people: int, distractors: int, junk: int, train_people: int = 2) -> list[str]:
+    """Return the paths of Market-1501: as many labelled gallery crops as queries."""
+    pids = range(2, 2 + people)
+    return box_folders(
+        "market1501",
+        names_of("market1501", train, range(2000, 2000 + train_people)),
+        names_of("market1501", query, pids),
+        [
+            *names_of("market1501", query, pids, first=100),
+            *names_of("market1501", distractors, [0], 3),
+            *(f"-1_c{1 + n % 3}s1_{n:06d}_00.jpg" for n in range(junk)),
+        ],
+    )
+
+
+def msmt_tree(name: str, counts: dict[str, int], train_people: int, test_people: int) -> dict[str, bytes]:
+    """Return the files of MSMT17: path → bytes, crops empty."""
+    files: dict[str, bytes] = {}
+    for number, (split, crops) in enumerate(counts.items()):
+        is_train = split in ("train", "val")
+        names = names_of("msmt17", crops, range(train_people if is_train else test_people), 15, 1000 * number)
+        folder = MSMT_FOLDERS[name][not is_train]
+        files |= {f"{folder}/{one}": b"" for one in names}
+        files[f"list_{split}.txt"] = "".join(f"{one} {int(one[:4])}\n" for one in names).encode()
+    return files
+
+
+def last_names(train: int, val: int, query: int, gallery: int) -> list[str]:
+    """Return the paths of LaST: a folder for each person, but not for queries."""
+    folders = {"train": (train, 3), "val/gallery": (val, 2), "test/gallery": (gallery, 4)}
+    found = [f"test/query/{name}" for name in names_of("last", query, range(4), first=500)]
+    for folder, (crops, people) in folders.items():
+        found += [f"{folder}/{name[:6]}/{name}" for name in names_of("last", crops, range(people))]
+    return found
+
+
+def small_tree(name: str) -> dict[str, bytes]:
+    """Return a small data set of the given layout: path → bytes, crops empty."""
+    family = name.removesuffix("-500k").removesuffix("-detected").removesuffix("-labeled")
+    if name.startswith("market1501"):
+        paths = market_names(8, 8, 4, 6, 5)
+        paths += ["images/0000_c1s1_000151_01.jpg", "images/0000_c2_7.jpg"] * name.endswith("500k")
+        return dict.fromkeys([*paths, "readme.txt", "gt_bbox/0001_c1s1_000151_01.jpg"], b"")
+    if name in MSMT_FOLDERS:
+        return msmt_tree(name, {"train": 12, "val": 6, "query": 8, "gallery": 16}, 3, 4)
+    if name == "last":
+        return dict.fromkeys(last_names(9, 4, 4, 12), b"")
+    family = "dukemtmc-reid" if name == "occluded-duke" else family
+    train, query, gallery = (
+        names_of(family, crops, pids, first=first)
+        for crops, pids, first in ((8, (1, 2), 0), (8, (3, 4, 5, 6), 10), (16, (3, 4, 5, 6, 9), 20))
+    )
+    files = dict.fromkeys(box_folders(family, train, query, gallery), b"")
+    if name == "occluded-duke":
+        files |= {
+            "train.list": "\n".join(train[:4]).encode(),
+            "query.list": "\n".join([*query[:4], *gallery[:2]]).encode(),
+            "gallery.list": "\n".join(gallery[2:]).encode(),
+        }
+    return files
+
+
+def draw_crops(files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files with a picture of its own for each crop."""
+    for number, (path, data) in enumerate(files.items()):
+        kind = {"jpg": "JPEG", "png": "PNG"}.get(path.rpartition(".")[2])
+        yield path, image_bytes(number, kind=kind) if kind and not data else data
+
+
+def write_tree(folder: Path, files: Iterable[tuple[str, bytes]]) -> Path:
+    """Write files below `folder` and return it."""
+    for path, data in files:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return folder
+
+
+def folder_name(layout: Layout) -> str:
+    """Return what the folder of a small tree has to be called."""
+    return layout.variants[0] if layout.variants else layout.name
+
+
+assert set(MSMT_FOLDERS) < set(LAYOUTS)
