@@ -317,7 +317,7 @@ def blur(
     """Score the same crops plain and blurred: the difference, with its interval."""
     from entire_id.experiments.blur_cost import compare_blur, given_pairs, head_pairs
 
-    if bool(test) == bool(pair) or (pair and len(pair) != 2):
+    if bool(test) == bool(pair) or (pair and len(set(pair)) != 2):
         raise typer.BadParameter("give either --test DIR..., which are blurred here, or --pair PLAIN BLURRED")
     if retrain and (not pair or train or model):
         raise typer.BadParameter("--retrain goes with --pair, and without --train and --model")

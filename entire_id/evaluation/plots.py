@@ -6,6 +6,7 @@ Curves differ in colour, dash and marker, and colours in lightness, so that all 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,7 @@ _NUM_BINS = 20
 _CELL_IN = 0.45  # of the heat map: holds two short numbers
 _MARGIN_IN = 2.0
 _PLACE_IN = 0.3  # of a number on the axis below
+_MAX_NAMES = 35  # of a legend's column
 _LONG_NAME = 10  # letters; longer ones stand aslant
 _BARE_CELL_IN = 0.15  # holds a colour alone, and a camera's number beside it
 _MAX_WRITTEN = 64  # cameras on a side; of more only the colours are drawn
@@ -209,7 +211,8 @@ def plot_plane(points: npt.NDArray[Any], names: npt.NDArray[Any], label: str) ->
         axes.scatter(chosen[:, 0], chosen[:, 1], s=12, color=colour, marker=marker, linewidths=0, alpha=0.7, label=name)
     axes.set_xticks([])
     axes.set_yticks([])
-    legend = axes.legend(title=label, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+    ncols = math.ceil(len(np.unique(names)) / _MAX_NAMES)
+    legend = axes.legend(title=label, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, ncols=ncols)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
