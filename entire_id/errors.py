@@ -35,7 +35,8 @@
     ├── FeaturesError (ValueError)            features do not belong to the data set
     ├── EvaluationError (ValueError)          arrays that cannot be scored
     ├── SamplingError (ValueError)            batches that cannot be drawn as asked
-    └── TrainingError (ValueError)            a training cannot be begun, or gone on with, as asked
+    ├── TrainingError (ValueError)            a training cannot be begun, or gone on with, as asked
+    └── ExperimentError (ValueError)          an experiment cannot be begun, or gone on with, as asked
 
 A constructor takes facts, keeps them as attributes and builds the sentence: what happened, where, the bad value,
 what was expected, and what to type next.
@@ -62,6 +63,7 @@ __all__ = [
     "EntireIdError",
     "ErasureError",
     "EvaluationError",
+    "ExperimentError",
     "FeaturesError",
     "HubError",
     "ImageDecodeError",
@@ -435,6 +437,14 @@ class SamplingError(EntireIdError, ValueError):
 
 class TrainingError(EntireIdError, ValueError):
     """A training cannot be begun, or gone on with, as asked."""
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = str(path)
+        super().__init__(f"{self.path!r}: {what}")
+
+
+class ExperimentError(EntireIdError, ValueError):
+    """An experiment cannot be begun, or gone on with, as asked."""
 
     def __init__(self, path: str | Path, what: str) -> None:
         self.path = str(path)

@@ -22,6 +22,7 @@ from entire_id.errors import (
     EntireIdError,
     ErasureError,
     EvaluationError,
+    ExperimentError,
     FeaturesError,
     HubError,
     ImageDecodeError,
@@ -95,6 +96,7 @@ EXAMPLES = [
     (FeaturesError("f.npy", "too short"), ValueError, ["'f.npy'", "too short", "entire-id embed"]),
     (EvaluationError("shapes differ"), ValueError, ["shapes differ"]),
     (SamplingError("3 identities"), ValueError, ["3 identities"]),
+    (ExperimentError("out", "another one"), ValueError, ["'out'", "another one"]),
     (TrainingError("run", "seed 0 there, 1 now"), ValueError, ["'run'", "seed 0 there"]),
 ]
 

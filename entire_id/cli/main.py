@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from entire_id.cli import packing, releasing, scoring, training
+from entire_id.cli import experiments, packing, releasing, scoring, training
 from entire_id.cli.terminal import EXIT_ERROR, say
 from entire_id.errors import EntireIdError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verbs in (packing, scoring, training, releasing):
+for verbs in (packing, scoring, training, experiments, releasing):
     app.add_typer(verbs.app)
 
 

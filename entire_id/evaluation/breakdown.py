@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,16 @@ import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
 
-__all__ = ["Breakdown", "Group", "Interval", "group_rows", "none_if_nan", "resample_intervals"]
+__all__ = [
+    "Breakdown",
+    "Group",
+    "Interval",
+    "group_rows",
+    "middle_of",
+    "none_if_nan",
+    "resample_intervals",
+    "resample_means",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -175,20 +184,29 @@ def resample_intervals(
     """
     if not 0 < level < 1 or num_samples < 1:
         raise EvaluationError(f"level {level} is not in (0, 1), or {num_samples} samples are none")
+    means = resample_means(list(values.values()), weights, clusters, num_samples, seed)
+    return {name: middle_of(of, level) for name, of in zip(values, means.T, strict=True)}
+
+
+def middle_of(samples: Floats, level: float = 0.95) -> tuple[float, float]:
+    """Return between what the middle of (n,) samples lies, a share `level` in (0, 1); NaN where one of them is."""
+    low, high = np.quantile(samples, ((1 - level) / 2, (1 + level) / 2)).tolist()
+    return low, high
+
+
+def resample_means(
+    values: Sequence[Floats], weights: Floats, clusters: npt.NDArray[Any], num_samples: int = 1000, seed: int = 0
+) -> Floats:
+    """Return the means of the samples that `resample_intervals` draws, (num_samples, k) of k values.
+
+    They are NaN where fewer than two clusters count.
+    """
     counted = weights > 0
-    if len(np.unique(clusters[counted])) < 2:
-        return dict.fromkeys(values, (math.nan, math.nan))
-    shares = (1 - level) / 2, (1 + level) / 2
-    means = _resample_means([of[counted] for of in values.values()], clusters[counted], num_samples, seed)
-    ends = np.quantile(means, shares, axis=0).T.tolist()
-    return {name: (low, high) for name, (low, high) in zip(values, ends, strict=True)}
-
-
-def _resample_means(values: list[Floats], clusters: npt.NDArray[Any], num_samples: int, seed: int) -> Floats:
-    """Return (num_samples, k) means of k values, each over the clusters of a sample."""
-    numbers = np.unique(clusters, return_inverse=True)[1]
-    num_clusters = int(numbers.max()) + 1
-    sums = [np.bincount(numbers, np.nan_to_num(of), num_clusters) for of in values]
+    numbers = np.unique(clusters[counted], return_inverse=True)[1]
+    num_clusters = int(numbers.max(initial=-1)) + 1
+    if num_clusters < 2:
+        return np.full((num_samples, len(values)), math.nan)
+    sums = [np.bincount(numbers, np.nan_to_num(of[counted]), num_clusters) for of in values]
     totals = np.stack([*sums, np.bincount(numbers, minlength=num_clusters)], axis=1)
     rng = np.random.default_rng(seed)
     drawn = []

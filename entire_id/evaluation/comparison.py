@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
 from entire_id.evaluation.breakdown import Interval, none_if_nan, resample_intervals
 from entire_id.evaluation.scores import Scores, mean_over
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "compare_queries"]
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,39 @@ def compare(first: Scores, second: Scores, level: float = 0.95, num_samples: int
             `Scores.intervals`.
     """
     _check_alike(first, second)
-    pairs = first.by_query(), second.by_query()
-    values = {name: pairs[1][name] - pairs[0][name] for name in pairs[0] if name in pairs[1]}
-    ends = resample_intervals(values, first.counted, first.labels.query_pids, level, num_samples, seed)
+    return compare_queries(
+        first.by_query(), second.by_query(), first.counted, first.labels.query_pids, level, num_samples, seed
+    )
+
+
+def compare_queries(  # noqa: PLR0913 whose the values are, and how they are drawn
+    first: Mapping[str, Floats],
+    second: Mapping[str, Floats],
+    counted: Floats,
+    pids: npt.NDArray[Any],
+    level: float = 0.95,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Return what `compare` does, of values that are known for each query.
+
+    Args:
+        first: (q,) values by name, `mAP` among them, as `Scores.by_query` gives them.
+        second: likewise, of the same queries.
+        counted: (q,) 1 for the queries that the means run over, else 0.
+        pids: (q,) whose they are.
+        level: of confidence, in (0, 1).
+        num_samples: how many samples are drawn.
+        seed: of the draws.
+
+    Raises:
+        EvaluationError: see `Scores.intervals`.
+    """
+    values = {name: second[name] - first[name] for name in first if name in second}
+    ends = resample_intervals(values, counted, pids, level, num_samples, seed)
     gain = values["mAP"][~np.isnan(values["mAP"])]
     return Comparison(
-        {name: Interval(mean_over(of, first.num_mean_query), *ends[name]) for name, of in values.items()},
+        {name: Interval(mean_over(of, int(counted.sum())), *ends[name]) for name, of in values.items()},
         level,
         int((gain > 0).sum()),
         int((gain < 0).sum()),

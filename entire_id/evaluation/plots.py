@@ -6,6 +6,7 @@ Curves differ in colour, dash and marker, and colours in lightness, so that all 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError, MissingExtraError
+from entire_id.evaluation.breakdown import Interval
 from entire_id.evaluation.camera_pairs import CameraPairs
 from entire_id.evaluation.scores import Scores
 from entire_id.evaluation.verification import Roc
@@ -27,6 +29,8 @@ __all__ = [
     "plot_average_precision",
     "plot_camera_pairs",
     "plot_cmc",
+    "plot_intervals",
+    "plot_plane",
     "plot_roc",
 ]
 
@@ -40,6 +44,9 @@ _SIZE_IN = 6.4, 4.0
 _NUM_BINS = 20
 _CELL_IN = 0.45  # of the heat map: holds two short numbers
 _MARGIN_IN = 2.0
+_PLACE_IN = 0.3  # of a number on the axis below
+_MAX_NAMES = 35  # of a legend's column
+_LONG_NAME = 10  # letters; longer ones stand aslant
 _BARE_CELL_IN = 0.15  # holds a colour alone, and a camera's number beside it
 _MAX_WRITTEN = 64  # cameras on a side; of more only the colours are drawn
 _NO_PAIR = "0.8"  # a grey
@@ -141,6 +148,73 @@ def plot_camera_pairs(pairs: CameraPairs) -> Figure:
             text = f"{value:.0f}\n{pairs.num_valid_query[row, column]}"
             colour = "white" if value < _DARK_BELOW else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    return figure
+
+
+def plot_intervals(series: Mapping[str, Mapping[str, Interval]], labels: tuple[str, str], *, joined: bool) -> Figure:
+    """Return numbers with their intervals, in percent, as dots with bars side by side.
+
+    Args:
+        series: by the name that the legend gives it, of each its numbers by the place on the axis below.
+        labels: what stands below and on the left.
+        joined: whether a line joins the numbers of a series.
+
+    Raises:
+        EvaluationError: there are none.
+        MissingExtraError: matplotlib is not installed.
+    """
+    places = list(dict.fromkeys(place for numbers in series.values() for place in numbers))
+    if not places:
+        raise EvaluationError("there are no numbers to plot")
+    figure, axes = _new_axes(max(_SIZE_IN[0], _PLACE_IN * len(places) * len(series) + _MARGIN_IN), _SIZE_IN[1])
+    step = min(0.8 / len(series), 0.15)
+    for number, (name, numbers) in enumerate(series.items()):
+        values = 100 * np.array([[one.value, one.low, one.high] for one in numbers.values()])
+        # Of one person nothing is known: a bar of no length.
+        bars = np.nan_to_num(np.abs(values[:, 1:] - values[:, :1])).T
+        offset = (number - (len(series) - 1) / 2) * step
+        axes.errorbar(
+            [places.index(place) + offset for place in numbers],
+            values[:, 0],
+            bars,
+            color=_COLOURS[number % len(_COLOURS)],
+            linestyle=_DASHES[number % len(_DASHES)] if joined else "none",
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=4,
+            capsize=3,
+            label=name,
+        )
+    axes.set_xticks(range(len(places)), places, rotation=30 if max(map(len, places)) > _LONG_NAME else 0)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=(-0.6, len(places) - 0.4))
+    axes.grid(alpha=0.3, axis="y")
+    for text in [*axes.legend(loc="best").get_texts(), *axes.get_xticklabels()]:
+        text.set_parse_math(False)  # a name is no formula, whatever signs it holds
+    return figure
+
+
+def plot_plane(points: npt.NDArray[Any], names: npt.NDArray[Any], label: str) -> Figure:
+    """Return points in a plane, coloured and marked by name.
+
+    Args:
+        points: (n, 2) floats.
+        names: (n,) strings.
+        label: what the names are, above the legend.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, axes = _new_axes(_SIZE_IN[0] + _MARGIN_IN, _SIZE_IN[0])
+    for number, name in enumerate(np.unique(names).tolist()):
+        chosen = points[names == name]
+        # Colours and markers, five and seven, repeat together after 35 names.
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=12, color=colour, marker=marker, linewidths=0, alpha=0.7, label=name)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    ncols = math.ceil(len(np.unique(names)) / _MAX_NAMES)
+    legend = axes.legend(title=label, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, ncols=ncols)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 

@@ -46,6 +46,9 @@ class TrainConfig:
         datasets: what to train on, at least one: folders, repositories or URLs. Several are joined.
         split: of which split.
         stream: read batches from shards as they are needed, of one data set.
+        only_cameras: train on crops of these cameras alone; all by default.
+        only_continents: train on crops from these continents alone; all by default.
+        people_share: train on that share of the people of every data set, in (0, 1]; see `nested_share`.
         model: a name of `SHAPES`, whose weights are random; or a folder, or `owner/name` of the Hugging Face Hub.
         revision: branch, tag or commit of a model on the Hub.
         size: (height, width) in px to which crops are resized.
@@ -84,6 +87,9 @@ class TrainConfig:
     datasets: tuple[str, ...]
     split: str = "train"
     stream: bool = False
+    only_cameras: tuple[int, ...] = ()
+    only_continents: tuple[str, ...] = ()
+    people_share: float = 1.0
     model: str = "vit-b"
     revision: str | None = None
     size: tuple[int, int] = (256, 128)
@@ -138,6 +144,8 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate {self.learning_rate!r} is not above 0")
+        if not 0 < self.people_share <= 1:
+            raise ValueError(f"people_share {self.people_share!r} is not in (0, 1]")
         self._check_sources()
 
     def _check_sources(self) -> None:
@@ -147,6 +155,8 @@ class TrainConfig:
             raise ValueError("stream reads one data set; leave it out to join several")
         if self.side == "camera" and len(self.datasets) > 1:
             raise ValueError("side 'camera' needs one data set: joined ones number their cameras anew")
+        if self.people_share < 1 and self.stream:
+            raise ValueError("people_share needs to know all people before, which a stream does not")
         if self.side != "none" and self.stream:
             raise ValueError("side needs to know all cameras or continents before, which a stream does not")
 

@@ -31,6 +31,7 @@ from entire_id.experiments.network import (
     normalisation,
     save_trained,
 )
+from entire_id.experiments.subsets import find_selection
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.files import open_files
 from entire_id.loading.index import fetch_manifest
@@ -188,7 +189,8 @@ class _Source:
         self._loader: DataLoader[Any]
         who = (config.p, config.k)
         if config.stream:
-            stream = PKStream(places[0], config.split, *who, seed=config.seed, transform=transform)
+            select = find_selection(config, places[0])
+            stream = PKStream(places[0], config.split, *who, seed=config.seed, select=select, transform=transform)
             self._place, self.label_map = stream, stream.label_map
             self._loader = DataLoader(stream, batch_size=None, **options)
             return
@@ -240,7 +242,7 @@ class _Batch:
 
 def _crops(config: TrainConfig, places: Sequence[str], transform: TrainTransform) -> CropDataset:
     ones = {
-        path: CropDataset(place, config.split, transform=transform)
+        path: CropDataset(place, config.split, select=find_selection(config, place), transform=transform)
         for path, place in zip(config.datasets, places, strict=True)
     }
     return join(ones) if len(ones) > 1 else next(iter(ones.values()))

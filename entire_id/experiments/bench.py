@@ -1,0 +1,230 @@
+"""Where candidates meet data sets: trained or opened, embedded, scored, and nothing of it twice."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from entire_id.errors import EvaluationError, FeaturesError
+from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.heads import blur_heads
+from entire_id.experiments.results import DataSet, Result, read_result, safe_name, write_json
+from entire_id.loading.embed import Features, embed, model_of, read_features
+from entire_id.loading.models import Device, Model, ModelOptions, is_trained, open_model
+from entire_id.records import Progress, no_progress
+from entire_id.score import QueryGallery, ScoringConfig, read_query_gallery, score
+
+__all__ = ["Bench", "Candidate", "Task", "embed_splits", "open_candidate", "score_candidate"]
+
+_SCORED = ("query", "gallery")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is scored: a model that is there, or one that is trained first.
+
+    Attributes:
+        name: what tables call it.
+        training: how it is trained; None for a model that is there.
+        model: of a model that is there, what `open_model` takes, or a folder that `train` wrote.
+    """
+
+    name: str
+    training: TrainConfig | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a candidate is asked.
+
+    Attributes:
+        test: data set whose queries search its gallery.
+        protocol: by which they are scored.
+        columns: by which scores are broken down.
+        where: column and value of the queries that are asked; all by default.
+        blur: whether heads are blurred before the model sees a crop.
+    """
+
+    test: DataSet
+    protocol: str = "market1501"
+    columns: tuple[str, ...] = ()
+    where: tuple[str, str] | None = None
+    blur: bool = False
+
+    @property
+    def features_name(self) -> str:
+        """Name of the folder of its features."""
+        return safe_name(self.test.name) + (".blurred" if self.blur else "")
+
+    @property
+    def name(self) -> str:
+        """Name of the file of its result."""
+        parts = [self.features_name, *(() if self.where is None else map(safe_name, self.where))]
+        return ".".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where an experiment works, and whom it tells.
+
+    Attributes:
+        out: its folder.
+        device: where models run.
+        progress: told how far it is.
+        tell: told in sentences what is done.
+    """
+
+    out: Path
+    device: Device = "auto"
+    progress: Progress = no_progress
+    tell: Callable[[str], None] = lambda _: None
+
+    def features(self, candidate: Candidate, name: str) -> Path:
+        """Return where features of a candidate lie."""
+        return self.out / "features" / safe_name(candidate.name) / name
+
+    def scores(self, candidate: Candidate, task: Task) -> Path:
+        """Return where a result lies."""
+        return self.out / "scores" / safe_name(candidate.name) / f"{task.name}.json"
+
+
+def score_candidate(bench: Bench, candidate: Candidate, tasks: Sequence[Task]) -> list[Result]:
+    """Return what a candidate scored in each task; what an earlier run stored is read.
+
+    A model that is there is opened in any case, to see whether it is still the one that was scored.
+
+    Raises:
+        EvaluationError: a column or a group that is asked for is not there.
+        See `train`, `open_model`, `open_trained`, `embed` and `score` for the others.
+    """
+    opened = _Opened(bench, candidate)
+    results = []
+    for task in tasks:
+        path = bench.scores(candidate, task)
+        result = read_result(path)
+        if result is None or not _is_of(result, task, None if candidate.training else opened.model):
+            result = _score(bench, candidate, opened.model, task)
+            write_json(path, result.to_dict())
+        results.append(result)
+    return results
+
+
+class _Opened:
+    """A candidate's model, trained and opened once it is asked for."""
+
+    def __init__(self, bench: Bench, candidate: Candidate) -> None:
+        self._bench, self._candidate = bench, candidate
+
+    @cached_property
+    def model(self) -> Model:
+        return open_candidate(self._bench, self._candidate)
+
+
+def open_candidate(bench: Bench, candidate: Candidate) -> Model:
+    """Return a candidate's model, ready to run; a training that was stopped goes on."""
+    folder = candidate.model
+    if candidate.training is not None:
+        from entire_id.experiments.training import train
+
+        bench.tell(f"training {candidate.name}")
+        run = bench.out / "runs" / safe_name(candidate.name)
+        folder = str(train(candidate.training, run, bench.progress, bench.tell).model)
+    if is_trained(folder):
+        from entire_id.experiments.network import open_trained
+
+        return open_trained(folder, bench.device)
+    if ":" in folder:
+        sys.path.append(str(Path.cwd()))  # where a module of the user's own lies
+    takes_device = folder != "colour" and ":" not in folder
+    return open_model(folder, ModelOptions(device=bench.device) if takes_device else None)
+
+
+def _is_of(result: Result, task: Task, model: Model | None) -> bool:
+    facts = result.facts
+    return (
+        facts.get("test") == task.test.facts()
+        and result.groups.keys() >= set(task.columns)
+        and facts.get("asked_protocol") == task.protocol
+        and (model is None or (facts.get("model"), facts.get("preprocessing")) == _what(model, task))
+    )
+
+
+def _what(model: Model, task: Task) -> tuple[str, dict[str, object]]:
+    """Return name and preprocessing of a model as results state them."""
+    made = _blurred(model) if task.blur else model
+    return made.name, json.loads(json.dumps(made.facts))
+
+
+def _score(bench: Bench, candidate: Candidate, model: Model, task: Task) -> Result:
+    seen = _blurred(model) if task.blur else model
+    features = embed_splits(bench, candidate, seen, task.test, task.features_name, _SCORED)
+    crops = read_query_gallery(task.test.path, features)
+    if task.where is not None:
+        crops = _asked(crops, *task.where)
+    scores = score(crops, ScoringConfig(task.protocol), bench.progress)
+    facts = {
+        "candidate": candidate.name,
+        "model": seen.name,
+        "preprocessing": dict(seen.facts),
+        "test": task.test.facts(),
+        "queries": "all" if task.where is None else " ".join(task.where),
+        "asked_protocol": task.protocol,
+    }
+    return Result.of(scores, crops.query.keys, task.columns, facts)
+
+
+def embed_splits(
+    bench: Bench, candidate: Candidate, model: Model, test: DataSet, name: str, splits: Sequence[str]
+) -> Path:
+    """Return the folder of features, which are made where they are not there. Raises as `embed`."""
+    folder = bench.features(candidate, name)
+    if not _are_there(folder, model, test, splits):
+        embed(test.path, splits, model, folder, bench.progress)
+    return folder
+
+
+def _are_there(folder: Path, model: Model, test: DataSet, splits: Iterable[str]) -> bool:
+    try:
+        if model_of(folder) != model.name:
+            return False
+        for split in splits:
+            read_features(test.path, split, folder)
+    except FeaturesError:
+        return False
+    return True
+
+
+def _asked(crops: QueryGallery, column: str, value: str) -> QueryGallery:
+    """Return the queries alone whose column has that value."""
+    columns: dict[str, npt.NDArray[np.generic]] = {"camera": crops.query.camids, **crops.query.columns}
+    if column not in columns:
+        raise EvaluationError(f"the queries have no column {column!r}; there is {', '.join(columns)}")
+    rows = np.flatnonzero(columns[column].astype(str) == value)
+    if not len(rows):
+        raise EvaluationError(f"no query has {column} {value!r}")
+    query = crops.query
+    taken = Features(
+        query.values[rows],
+        query.pids[rows],
+        query.camids[rows],
+        [query.keys[row] for row in rows.tolist()],
+        {name: of[rows] for name, of in query.columns.items()},
+    )
+    return QueryGallery(taken, crops.gallery, crops.labels.of_queries(rows))
+
+
+def _blurred(model: Model) -> Model:
+    """Return a model that sees every crop with its head region blurred."""
+
+    def run(images: Sequence[npt.NDArray[np.uint8]], *told: object) -> object:
+        return model.run([blur_heads(image) for image in images], *told)
+
+    return replace(model, name=f"{model.name} +blurred-heads", facts={**model.facts, "blur": "head region"}, run=run)

@@ -1,0 +1,169 @@
+"""Train sets × test sets, networks × test sets, and how far the scores of one model lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from entire_id.errors import ExperimentError
+from entire_id.evaluation.breakdown import Interval, middle_of, resample_means
+from entire_id.evaluation.plots import plot_intervals
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidate
+from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.results import DataSet, Result, safe_name
+from entire_id.experiments.tables import Outcome, Table
+
+__all__ = ["Spread", "check_names", "compare_networks", "cross_domain", "find_candidates", "find_spread"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far scores on several test sets lie apart, each with its 95 % interval.
+
+    Attributes:
+        mean: of the scores m₁ … mₙ.
+        deviation: √(Σ (mᵢ - mean)² / n), the standard deviation of the scores.
+        width: highest less lowest.
+    """
+
+    mean: Interval
+    deviation: Interval
+    width: Interval
+
+
+def find_spread(results: Sequence[Result], metric: str = "mAP") -> Spread:
+    """Return how far the scores of one model on several test sets lie apart.
+
+    People are drawn with replacement in every test set on its own (cluster bootstrap), and each statistic is computed
+    anew of every draw. What chance adds to single scores adds to their spread, too.
+    """
+    drawn = [
+        resample_means([one.values[metric]], one.counted, one.pids, seed=number)[:, 0]
+        for number, one in enumerate(results)
+    ]
+    found, samples = _statistics(np.array([one.metrics[metric].value for one in results])), _statistics(np.array(drawn))
+    return Spread(*(_holding(float(value), *middle_of(of)) for value, of in zip(found, samples, strict=True)))
+
+
+def _holding(value: float, low: float, high: float) -> Interval:
+    """Return an interval that holds its number: draws lie apart by chance, so that theirs may begin above it."""
+    return Interval(value, min(low, value), max(high, value))
+
+
+def _statistics(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
+    """Return mean, deviation and width over the first axis."""
+    return scores.mean(axis=0), scores.std(axis=0), np.ptp(scores, axis=0)
+
+
+def find_candidates(
+    trained_on: Sequence[Sequence[DataSet]], models: Sequence[str], base: TrainConfig | None = None
+) -> tuple[Candidate, ...]:
+    """Return the candidates of an experiment.
+
+    Args:
+        trained_on: of each that is trained, its data sets, which are joined.
+        models: of each that is there, what `Candidate` takes.
+        base: how the former are trained.
+    """
+    found = (
+        []
+        if base is None
+        else [
+            Candidate(" + ".join(one.name for one in sets), replace(base, datasets=tuple(one.path for one in sets)))
+            for sets in trained_on
+        ]
+    )
+    return (*found, *(Candidate(_model_name(model), model=model) for model in models))
+
+
+def _model_name(model: str) -> str:
+    """Return what tables call a model: of `RUN/model`, as `train` writes it, the name of the run."""
+    path = Path(model)
+    return path.resolve().parent.name if path.is_dir() and path.resolve().name == "model" else model
+
+
+def check_names(out: Path, candidates: Iterable[Candidate]) -> None:
+    """Make sure that candidates can be told apart.
+
+    Raises:
+        ExperimentError: there are none, or two of one name.
+    """
+    folders = [safe_name(candidate.name) for candidate in candidates]
+    if twice := sorted(name for name in set(folders) if folders.count(name) > 1):
+        raise ExperimentError(out, f"two candidates would be called {twice[0]!r}; give them folders of other names")
+    if not folders:
+        raise ExperimentError(out, "there is nothing to score: name data sets to train on, or models")
+
+
+def cross_domain(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[DataSet]) -> Outcome:
+    """Return mAP and Rank-1 of every candidate on every test set, and the spread over these.
+
+    Raises:
+        ExperimentError: see `check_names`.
+        See `score_candidate` for the others.
+    """
+    return _matrix(bench, "Cross-domain evaluation", "trained on", candidates, tests)
+
+
+def compare_networks(bench: Bench, base: TrainConfig, networks: Sequence[str], tests: Sequence[DataSet]) -> Outcome:
+    """Return what `cross_domain` does, of several networks that are trained in the same way. Raises as it does."""
+    candidates = [Candidate(network, replace(base, model=network)) for network in networks]
+    return _matrix(bench, "Architectures", "network", candidates, tests)
+
+
+def _matrix(bench: Bench, title: str, head: str, candidates: Sequence[Candidate], tests: Sequence[DataSet]) -> Outcome:
+    check_names(bench.out, candidates)
+    found = {one: score_candidate(bench, one, [Task(test) for test in tests]) for one in candidates}
+    tables = [_scores(name, metric, head, found, tests) for name, metric in (("mAP", "mAP"), ("Rank-1", "rank1"))]
+    tables.append(_counts(found, tests))
+    if len(tests) > 1:
+        tables.insert(2, _spreads(head, found, tests))
+    series = {
+        candidate.name: {test.name: one.metrics["mAP"] for test, one in zip(tests, results, strict=True)}
+        for candidate, results in found.items()
+    }
+    return Outcome(title, tuple(tables), {"scores": plot_intervals(series, ("tested on", "mAP (%)"), joined=False)})
+
+
+def _scores(
+    name: str, metric: str, head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]
+) -> Table:
+    rows = tuple((candidate.name, *(one.metrics[metric] for one in results)) for candidate, results in found.items())
+    notes = ["In percent; in brackets the 95 % interval, from people drawn with replacement."]
+    if any(_is_own(candidate, test) for candidate in found for test in tests):
+        notes.append("A row that was trained on the train part of a test set has there the score within one domain.")
+    return Table(name, (head, *(test.name for test in tests)), rows, tuple(notes))
+
+
+def _is_own(candidate: Candidate, test: DataSet) -> bool:
+    return candidate.training is not None and test.path in candidate.training.datasets
+
+
+def _spreads(head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]) -> Table:
+    rows = []
+    for candidate, results in found.items():
+        spread = find_spread(results)
+        lowest = min(range(len(tests)), key=lambda at: results[at].metrics["mAP"].value)
+        rows.append((candidate.name, spread.mean, spread.deviation, spread.width, tests[lowest].name))
+    note = (
+        "Of the mAP m₁ … mₙ on n test sets: mean m̄ = Σ mᵢ / n, standard deviation √(Σ (mᵢ - m̄)² / n), and highest less "
+        "lowest. What chance adds to single scores adds to their spread, too: compare it with the intervals above."
+    )
+    columns = (head, "mean mAP", "standard deviation", "highest less lowest", "lowest on")
+    return Table(f"Spread over {len(tests)} test sets", columns, tuple(rows), (note,))
+
+
+def _counts(found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]) -> Table:
+    results = next(iter(found.values()))
+    counts = ("num_query", "num_valid_query", "num_gallery")
+    rows = tuple(
+        (test.name, test.version, *(one.counts[name] for name in counts))
+        for test, one in zip(tests, results, strict=True)
+    )
+    columns = ("test set", "version", "queries", "with a positive", "gallery crops")
+    protocol = str(results[0].facts["protocol"])
+    return Table("Test sets", columns, rows, (f"Scored by protocol {protocol}.",))

@@ -1,0 +1,56 @@
+"""Parts of a data set to train on: some cameras, some continents, a share of the people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TypeVar
+
+import xxhash
+
+from entire_id.experiments.config import TrainConfig
+from entire_id.loading.dataset import CropDataset
+from entire_id.loading.integers import count_values
+from entire_id.loading.selection import Selection
+
+__all__ = ["find_selection", "nested_share", "training_crops"]
+
+_Value = TypeVar("_Value", int, str)
+
+
+def nested_share(values: Iterable[_Value], share: float, seed: int) -> tuple[_Value, ...]:
+    """Return a share of distinct values, sorted, at least one: the first by a keyed hash.
+
+    A smaller share of the same values is part of a larger one, so that what is added to a training set is all that
+    changes between two of them.
+
+    >>> nested_share(range(8), 0.25, seed=0), nested_share(range(8), 0.5, seed=0)
+    ((0, 6), (0, 2, 5, 6))
+    """
+    ordered = sorted(set(values), key=lambda value: (xxhash.xxh3_64_intdigest(f"{seed}/{value}".encode()), value))
+    return tuple(sorted(ordered[: max(1, math.ceil(share * len(ordered)))]))
+
+
+def find_selection(config: TrainConfig, place: str) -> Selection:
+    """Return which crops of a data set a training takes.
+
+    Raises:
+        DatasetNotFoundError, RepositoryNotFoundError, SplitNotFoundError, ManifestError, DownloadError,
+        SelectionError: see `CropDataset`.
+    """
+    select = Selection(cameras=config.only_cameras or None, continents=config.only_continents or None)
+    if config.people_share == 1:
+        return select
+    people = CropDataset(place, config.split, select=select).label_map.pids
+    return Selection(select.cameras, select.continents, nested_share(people, config.people_share, config.seed))
+
+
+def training_crops(config: TrainConfig, place: str) -> dict[str, int]:
+    """Return how many crops, people, cameras and continents of a data set a training takes. Raises as above."""
+    crops = CropDataset(place, config.split, select=find_selection(config, place))
+    return {
+        "crops": len(crops),
+        "people": len(crops.label_map),
+        "cameras": len(count_values(crops.camids)[0]),
+        "continents": len(count_values(crops.continents)[0]),
+    }
