@@ -7,8 +7,11 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-NUM_PICTURES = {"cross_domain": 1, "quickstart": 2}
-NEEDS = {"cross_domain": ["accelerate", "matplotlib", "tensorboard", "torch", "transformers"]}
+NUM_PICTURES = {"cross_domain": 1, "quickstart": 2, "stream": 1}
+NEEDS = {
+    "cross_domain": ["accelerate", "matplotlib", "tensorboard", "torch", "transformers"],
+    "stream": ["accelerate", "tensorboard", "torch", "transformers"],
+}
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

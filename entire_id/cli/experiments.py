@@ -234,6 +234,41 @@ def leave_one_out(
 
 
 @experiment.command(cls=ManyCommand)
+def intra_camera(
+    train: OneTrainOption,
+    out: OutOption,
+    test: Annotated[str, typer.Option(metavar="DIR", help="Data set that is scored. [default: that of --train]")] = "",
+    camera: Annotated[
+        list[str] | None, typer.Option(metavar="NUMBER...", help="These cameras. [default: each in turn]")
+    ] = None,
+    tune_steps: Annotated[int, typer.Option(min=1, help="Steps inside the camera.")] = 2_400,
+    tune_rate: Annotated[float, typer.Option(help="Highest learning rate inside the camera.")] = 0.0008,
+    network: NetworkOption = "vit-b",
+    steps: StepsOption = 24_000,
+    device: DeviceOption = Device.AUTO,
+    workers: WorkersOption = 4,
+    seed: SeedOption = 0,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train across cameras, go on inside one, and compare on the queries of that one."""
+    from dataclasses import replace
+
+    from entire_id.experiments.intra_camera import find_cameras
+    from entire_id.experiments.intra_camera import intra_camera as run
+
+    trained_on, tests = _find([train], [test or train])
+    base = _on(_Training(network, steps, device, workers, seed, settings).config(), trained_on)
+    with usage():
+        tuning = replace(base, steps=tune_steps, learning_rate=tune_rate)
+    cameras = find_cameras(base, tests[0], camera or ())
+    stated = {"cameras": list(cameras), "training": _plain(base), "tuning": _plain(tuning)}
+    with _bench("intra-camera", out, device, stated, [*trained_on, *tests]) as bench:
+        outcome = run(bench, base, tuning, tests[0], cameras)
+    _report(outcome, out, as_json=as_json)
+
+
+@experiment.command(cls=ManyCommand)
 def groups(
     test: TestOption,
     out: OutOption,

@@ -87,6 +87,10 @@ class Bench:
     progress: Progress = no_progress
     tell: Callable[[str], None] = lambda _: None
 
+    def run(self, candidate: Candidate) -> Path:
+        """Return where a candidate is trained."""
+        return self.out / "runs" / safe_name(candidate.name)
+
     def features(self, candidate: Candidate, name: str) -> Path:
         """Return where features of a candidate lie."""
         return self.out / "features" / safe_name(candidate.name) / name
@@ -135,8 +139,7 @@ def open_candidate(bench: Bench, candidate: Candidate) -> Model:
         from entire_id.experiments.training import train
 
         bench.tell(f"training {candidate.name}")
-        run = bench.out / "runs" / safe_name(candidate.name)
-        folder = str(train(candidate.training, run, bench.progress, bench.tell).model)
+        folder = str(train(candidate.training, bench.run(candidate), bench.progress, bench.tell).model)
     if is_trained(folder):
         from entire_id.experiments.network import open_trained
 

@@ -49,7 +49,8 @@ class TrainConfig:
         only_cameras: train on crops of these cameras alone; all by default.
         only_continents: train on crops from these continents alone; all by default.
         people_share: train on that share of the people of every data set, in (0, 1]; see `nested_share`.
-        model: a name of `SHAPES`, whose weights are random; or a folder, or `owner/name` of the Hugging Face Hub.
+        model: a name of `SHAPES`, whose weights are random; or a folder, such as a training wrote, or `owner/name` of
+            the Hugging Face Hub.
         revision: branch, tag or commit of a model on the Hub.
         size: (height, width) in px to which crops are resized.
         stride: px from one patch to the next; 0 is the patch's own size, less makes patches overlap (12 in the paper).
@@ -177,8 +178,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     It rises linearly from a hundredth of the highest, then falls along half a cosine to 0.002 of it: the schedule of
     TransReID (`solver/scheduler_factory.py`), by step instead of by epoch, the cosine over what the warm-up leaves.
 
-    >>> config = TrainConfig(datasets=("entire-id",), steps=101, warmup=0.01, learning_rate=1.0)
-    >>> [round(learning_rate(config, step), 3) for step in (0, 1, 51, 100)]
+    >>> config = TrainConfig(datasets=("entire-id",), steps=102, warmup=0.01, learning_rate=1.0)
+    >>> [round(learning_rate(config, step), 3) for step in (0, 1, 51, 101)]
     [0.01, 1.0, 0.501, 0.002]
     """
     num_warm = round(config.warmup * config.steps)
@@ -227,7 +228,8 @@ def _read_run(out: Path) -> dict[str, Any]:
 
 def _compare(out: Path, there: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
     """Raise a TrainingError that names every setting and fact that differs."""
-    names = [field.name for field in fields(TrainConfig)]
+    # Data sets that were moved are told by their content; how many workers read them changes no batch.
+    names = [field.name for field in fields(TrainConfig) if field.name not in {"datasets", "num_workers"}]
     differing = [
         f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
         for old, new, keys in (

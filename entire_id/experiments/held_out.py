@@ -14,8 +14,9 @@ from entire_id.experiments.results import DataSet, Result, compare_results
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.integers import count_values
+from entire_id.shards.manifest import read_manifest
 
-__all__ = ["HeldOut", "leave_one_out", "plan_held_out"]
+__all__ = ["HeldOut", "find_groups", "leave_one_out", "plan_held_out"]
 
 By = Literal["continent", "camera"]
 
@@ -48,7 +49,23 @@ def plan_held_out(base: TrainConfig, test: DataSet, by: By, chosen: Sequence[str
         ExperimentError: a group that is asked for is not in both, or there are fewer than two to train on.
         DatasetNotFoundError, SplitNotFoundError, ManifestError: see `CropDataset`.
     """
+    trained, asked = find_groups(base, test, by, chosen)
+    return tuple(HeldOut(name, _without(base, trained, by, name)) for name in asked)
+
+
+def find_groups(
+    base: TrainConfig, test: DataSet, by: By, chosen: Sequence[str] = ()
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Return all groups of the train part, and those of them that are asked for, by default all that have queries.
+
+    Raises:
+        See `plan_held_out`.
+    """
     (place,) = base.datasets
+    if by == "camera" and read_manifest(place).content_sha256 != test.content_sha256:
+        raise ExperimentError(
+            test.path, f"camera numbers of {place} mean nothing in it. Test on the set that is trained on"
+        )
     trained = _groups(CropDataset(place, base.split), by)
     asked = _groups(CropDataset(test.path, "query"), by)
     if len(trained) < 2:
@@ -59,7 +76,7 @@ def plan_held_out(base: TrainConfig, test: DataSet, by: By, chosen: Sequence[str
         raise ExperimentError(
             place, f"no {by} {unknown[0]} in both train part and queries; there is {', '.join(common)}"
         )
-    return tuple(HeldOut(name, _without(base, trained, by, name)) for name in chosen or common)
+    return trained, chosen or common
 
 
 def _groups(crops: CropDataset, by: By) -> list[str]:

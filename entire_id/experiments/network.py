@@ -28,6 +28,7 @@ from entire_id.loading.models import (
     Preprocessing,
     digest_files,
     first_line,
+    is_trained,
     probed,
     quiet,
     transformer_files,
@@ -60,12 +61,14 @@ class Weights:
         folder: where its files lie; None for a name of `SHAPES`.
         identity: the same wherever it lies: with the commit, or the SHA-256 of its files.
         is_random: there are no weights, so that the seed gives them.
+        is_trained: it is what `train` wrote, whose network is gone on with for other people.
     """
 
     model: str
     folder: Path | None
     identity: str
     is_random: bool
+    is_trained: bool = False
 
     def summary(self) -> str:
         """Return what is to be said of them."""
@@ -78,7 +81,7 @@ def find_weights(model: str, revision: str | None = None) -> Weights:
     """Return what a model starts from; those of the Hub are downloaded.
 
     Args:
-        model: a name of `SHAPES`, a folder, or `owner/name`.
+        model: a name of `SHAPES`, a folder, also one that `train` wrote, or `owner/name`.
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
@@ -86,6 +89,9 @@ def find_weights(model: str, revision: str | None = None) -> Weights:
     """
     if model in SHAPES:
         return Weights(model, None, model, is_random=True)
+    if is_trained(model):
+        folder = Path(model).expanduser().resolve()
+        return Weights(model, folder, _trained_identity(folder), is_random=False, is_trained=True)
     if not Path(model).expanduser().is_dir() and model.count("/") != 1:
         raise ModelError(model, f"no such model; expected {', '.join(SHAPES)}, a folder, or owner/name of the Hub")
     folder, identity = transformer_files(model, revision)
@@ -126,6 +132,9 @@ class NetworkFacts:
 
 def normalisation(config: TrainConfig, weights: Weights) -> tuple[Triple, Triple]:
     """Return mean and deviation of the channels: those asked for, else those of the model's own processor, else 0.5."""
+    if weights.is_trained and weights.folder is not None:
+        known = _read_facts(weights.folder)
+        return config.mean or known.mean, config.std or known.std
     own: Mapping[str, Any] = {}
     if weights.folder is not None and (file := weights.folder / "preprocessor_config.json").is_file():
         own = json.loads(file.read_bytes())
@@ -279,10 +288,12 @@ def new_network(weights: Weights, facts: NetworkFacts) -> ReidNetwork:
     would wait for their gradients.
 
     Raises:
-        ModelError: it cannot be made.
+        ModelError: it cannot be made, or what was trained took crops or patches of another size.
         MissingExtraError: transformers is not installed.
     """
     network = ReidNetwork(_new_backbone(weights, facts), facts)
+    if weights.is_trained and weights.folder is not None:
+        _take_over(network, weights.folder)
     network.eval()
     logits = network(torch.zeros(1, 3, *facts.size))[1]
     logits.sum().backward()
@@ -302,7 +313,7 @@ def _new_backbone(weights: Weights, facts: NetworkFacts) -> Any:  # noqa: ANN401
         with quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(folder, **options)
             plain = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-            if weights.is_random:
+            if weights.is_random or weights.is_trained:
                 return _of_config(transformers, config)
             backbone, loaded = transformers.AutoModel.from_pretrained(
                 folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **plain, **options
@@ -333,6 +344,38 @@ def _transformers() -> Any:  # noqa: ANN401 a package that may be missing
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
+def _take_over(network: ReidNetwork, folder: Path) -> None:
+    """Put in what was trained: all but the classifier, which is of other people, and what was learned of other sides.
+
+    Raises:
+        ModelError: it is no network that was trained here, or one of another size.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        before, state = _read_facts(folder), load_file(folder / _WEIGHTS_FILE)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(str(folder), f"it is no network that was trained here ({first_line(error)})") from error
+    now = network.facts
+    for name in ("size", "stride"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            raise ModelError(str(folder), f"it was trained with {name} {old}, and is to go on with {new}")
+    anew = {"classifier.weight"}
+    if (before.side, before.side_values) != (now.side, now.side_values):
+        anew.add("side")
+    kept = {name: tensor for name, tensor in state.items() if name not in anew}
+    found = network.load_state_dict(kept, strict=False)
+    if found.unexpected_keys or set(found.missing_keys) - anew:
+        raise ModelError(str(folder), "its weights are not those of the network that it describes")
+
+
+def _trained_identity(folder: Path) -> str:
+    digest = digest_files(folder / name for name in (_WEIGHTS_FILE, _BACKBONE_FILE, TRAINED_FILE))
+    return f"{folder.parent.name}/{folder.name}@sha256:{digest}"
+
+
 def save_trained(network: ReidNetwork, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write a network to a folder, for `open_trained`.
 
@@ -348,7 +391,9 @@ def save_trained(network: ReidNetwork, folder: Path, weights: Mapping[str, torch
     backbone.image_size = (
         list(network.facts.size) if _is_vit(network.backbone) else backbone.to_dict().get("image_size")
     )
-    (folder / _BACKBONE_FILE).write_text(backbone.to_json_string(use_diff=False))
+    stated = json.loads(backbone.to_json_string(use_diff=False))
+    stated.pop("_name_or_path", None)  # where its weights came from on this machine is no part of it
+    (folder / _BACKBONE_FILE).write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
     (folder / TRAINED_FILE).write_text(json.dumps(asdict(network.facts), indent=1) + "\n")
 
 
@@ -392,11 +437,9 @@ def open_trained(folder: str | Path, device: Device = "auto") -> Model:
         with torch.inference_mode():
             return network.describe(pixels, side)
 
-    identity = digest_files(folder / name for name in (_WEIGHTS_FILE, _BACKBONE_FILE, TRAINED_FILE))
     described = preprocessing.facts() | {"output": f"{facts.test_feature} the BNNeck", "stride": facts.stride}
     column = {"none": "", "camera": "camid", "continent": "continent"}[facts.side]
-    name = f"{folder.parent.name}/{folder.name}@sha256:{identity}"
-    return probed(name, run, described | {"side": facts.side}, where, column)
+    return probed(_trained_identity(folder), run, described | {"side": facts.side}, where, column)
 
 
 def _read_facts(folder: Path) -> NetworkFacts:

@@ -202,7 +202,8 @@ class _Source:
             values, self._side = np.unique(crops.camids, return_inverse=True)
             self.side_values = tuple(values.tolist())
         elif config.side == "continent":
-            self._side, self.side_values = crops.continents.astype(np.int64), crops.continent_names
+            numbers, self._side = np.unique(crops.continents, return_inverse=True)
+            self.side_values = tuple(crops.continent_names[number] for number in numbers.tolist())
 
     def go_on(self, state: Mapping[str, Any]) -> int:
         """Go to where `state` was taken, and return the number of its epoch."""

@@ -203,6 +203,9 @@ class CropSource:
             else:
                 yield path
 
+    def _has(self, path: str) -> bool:
+        return not isinstance(self._files.check(self._prefix + path), Rejected)
+
     def _sister(self, path: str) -> str:
         """Return the folder of the sister set, beside this one, that holds a file; `""` if none does."""
         beside = self._prefix[:-1].rpartition("/")[0]
@@ -255,7 +258,7 @@ class CropSource:
         self, lists: Lists, place: ListPlace, continents: Mapping[int, str | None]
     ) -> Iterator[Sample | Rejected]:
         """Every file once, and every line of a list that no file answers."""
-        entries, twice = read_entries(lists, place)
+        entries, twice = read_entries(lists, place, self._has)
         yield from twice
         found: set[Entry] = set()
         for path in self._walk():

@@ -50,11 +50,16 @@ class Entry(NamedTuple):
     name: str
 
 
-def read_entries(lists: Lists, place: ListPlace) -> tuple[dict[str, Entry], list[Rejected]]:
+def read_entries(lists: Lists, place: ListPlace, has: Callable[[str], bool]) -> tuple[dict[str, Entry], list[Rejected]]:
     """Return (folder and path of a crop → its line, lines that name a crop of another line).
 
+    Args:
+        lists: of the layout.
+        place: where they lie.
+        has: tells whether there is a crop of that folder and path.
+
     Raises:
-        SourceError: a list cannot be read, or a line is none.
+        SourceError: a list cannot be read, a line is none, or one file would have to be in two splits.
     """
     entries: dict[str, Entry] = {}
     twice = []
@@ -64,9 +69,17 @@ def read_entries(lists: Lists, place: ListPlace) -> tuple[dict[str, Entry], list
         first = entries.setdefault(path, entry)
         if first is not entry:
             twice.append(Rejected(path, Reason.DUPLICATE_KEY, f"{entry.name} names it, after {first.name}"))
+    lost = []
     for entry in lines:
-        for folder in lists.folders[entry.split][1:]:
-            entries.setdefault(f"{folder}/{entry.path}", entry)
+        first_folder, *others = lists.folders[entry.split]
+        for folder in others:
+            other = entries.setdefault(f"{folder}/{entry.path}", entry)
+            if other.split != entry.split and not has(f"{first_folder}/{entry.path}"):
+                lost.append(entry)
+    if lost:
+        what = f"{len(lost):,} of its crops, such as {lost[0].path}, are in another list too and lie in one folder only"
+        advice = "Run the script of the lists' authors, which copies them, and pack the folder that it makes"
+        raise SourceError(f"{place.files.name}/{place.prefix}{lost[0].name}", f"{what}. {advice}")
     return entries, twice
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from entire_id.cli.main import app
 from entire_id.errors import ExperimentError, OutputExistsError
+from entire_id.loading.dataset import CropDataset
 from entire_id.sources.sample import SampleConfig, draw_sample
 
 from builders import pack_folder
@@ -267,3 +268,43 @@ def test_wrong_usage_is_told(home: Path, tmp_path: Path) -> None:
     assert "--pair" in told("blur", "--model", "colour")
     assert "--retrain" in told("blur", "--test", "one", "--retrain")
     assert not (tmp_path / "out").exists()
+
+
+# --- inside one camera ------------------------------------------------------------------------------------------------
+
+
+def common_cameras(home: Path) -> list[str]:
+    """Return cameras of the train part of `one` with at least two people, of which there are queries, too."""
+    crops, queries = CropDataset(home / "one", "train"), CropDataset(home / "one", "query")
+    return [
+        str(camid)
+        for camid in np.unique(queries.camids).tolist()
+        if len(np.unique(crops.pids[crops.camids == camid])) >= 2
+    ]
+
+
+def test_inside_one_camera_three_models_meet_the_same_queries_twice_alike(home: Path, tmp_path: Path) -> None:
+    camera = common_cameras(home)[0]
+    options = ["--train", "one", "--camera", camera, "--tune-steps", "1", "--tune-rate", "0.001", *TOY]
+    ((row,),) = tables(run("intra-camera", tmp_path / "out", *options))
+    assert row["camera"] == camera
+    names = ("mAP across", "mAP fine-tuned", "mAP inside alone")
+    assert all(0 <= row[name][0] <= 1 for name in names)
+    assert row["fine-tuned less across"][0] == pytest.approx(row["mAP fine-tuned"][0] - row["mAP across"][0])
+    stated = json.loads((tmp_path / "out/runs" / f"fine-tuned-inside-camera-{camera}" / "config.json").read_text())
+    assert stated["settings"]["only_cameras"] == [int(camera)]
+    assert stated["settings"]["steps"] == 1
+    run("intra-camera", tmp_path / "again", *options)
+    assert outputs(tmp_path / "again") == outputs(tmp_path / "out")
+
+
+def test_cameras_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    for name in ("intra-camera", "leave-one-out"):
+        options = ["--by", "camera"] if name == "leave-one-out" else []
+        with pytest.raises(ExperimentError, match="camera numbers of .*one mean nothing in it"):
+            run(name, tmp_path / "out", "--train", "one", "--test", "two", *options, *TOY)
+
+
+def test_a_camera_that_nobody_queried_is_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="no camera 999 in both"):
+        run("intra-camera", tmp_path / "out", "--train", "one", "--camera", "999", *TOY)

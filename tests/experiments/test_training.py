@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,7 @@ def test_the_folder_tells_everything(whole: Path, home: Path) -> None:
     assert stated["settings"] == json.loads(json.dumps(dataclasses.asdict(SMALL)))
     manifest = entire_id.read_manifest(home / "set")
     assert stated["datasets"] == [{"name": "set", "version": "1.0.0", "content_sha256": manifest.content_sha256}]
-    assert stated["packages"]["torch"] == torch.__version__
+    assert stated["packages"]["torch"] == metadata.version("torch")
     (line, *_) = (json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines())
     assert {"step", "learning_rate", "identity_loss", "triplet_loss", "images_per_s", "waited"} < line.keys()
     assert not [path for path in whole.rglob("*") if "partial" in path.name]
@@ -362,6 +363,26 @@ def test_weights_of_another_model_are_a_start(whole: Path, tmp_path: Path) -> No
     config = dataclasses.replace(SMALL, model=str(tmp_path / "vit"), steps=1)
     train(config, tmp_path / "run", tell=told.append)
     assert told[0].startswith("weights: vit@sha256:")
+
+
+def test_a_training_is_gone_on_with_for_other_people(whole: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    config = dataclasses.replace(SMALL, model=str(whole / "model"), datasets=("other",), steps=1, learning_rate=1e-9)
+    train(dataclasses.replace(config, ema_decay=0), tmp_path / "run", tell=told.append)
+    assert told[0].startswith(f"weights: {whole.name}/model@sha256:")
+    before, after = (load_file(run / "model" / "model.safetensors") for run in (whole, tmp_path / "run"))
+    taken_over = [name for name in before if name != "classifier.weight" and not name.startswith("neck.running")]
+    assert len(taken_over) > 10
+    for name in taken_over:
+        if before[name].is_floating_point():
+            assert torch.allclose(before[name], after[name], atol=1e-6), name
+    assert not torch.allclose(before["classifier.weight"], after["classifier.weight"], atol=1e-4)
+
+
+def test_what_was_trained_on_crops_of_another_size_is_refused(whole: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, model=str(whole / "model"), size=(48, 16))
+    with pytest.raises(ModelError, match=r"trained with size \(32, 16\), and is to go on with \(48, 16\)"):
+        train(config, tmp_path / "run")
 
 
 def test_losses_that_explode_stop_it(tmp_path: Path) -> None:

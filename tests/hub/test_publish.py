@@ -153,11 +153,14 @@ def test_a_break_at_any_request_is_gone_on_after(
     hub_site.requests.clear()
     name = f"entire/set-{next(names)}"
     publish(second, HubRepo(name), plan_publish(second, HubRepo(name)))
-    num_requests = len(hub_site.requests)
-    assert num_requests >= 30
+    pattern = f"{name}|/repos/create|/_lfs|/lfs/|/whoami|validate-yaml"
+    asked = hub_site.asked(pattern)
+    assert len(asked) >= 30
+    # An answer that is lost says as little as a question that is, but where something was done.
+    numbers = [at for at, record in enumerate(asked, 1) if kind == "drop" or record.method not in ("GET", "HEAD")]
     expected = ours(second)
     messages = []
-    for number in range(1, num_requests + 1):
+    for number in numbers:
         name = f"entire/set-{next(names)}"
         hub_site.fail(kind, f"{name}|/repos/create|/_lfs|/lfs/|/whoami|validate-yaml", nth=number, times=6)
         try:
@@ -172,7 +175,7 @@ def test_a_break_at_any_request_is_gone_on_after(
         found = {path: hub_site.read(name, "main", path) for path in hub_site.tree(name) if path != ".gitattributes"}
         assert found == expected
         assert (hub_site.repo(name).private, hub_site.repo(name).gated) == (True, "manual")
-    assert len(messages) >= 20
+    assert len(messages) >= 10
     assert not any(OWNER in message for message in messages)
 
 

@@ -289,6 +289,25 @@ def test_lists_of_occluded_duke_are_applied_to_duke(kind, tmp_path):
     assert recognise(path, elsewhere).layout.name == "occluded-duke"
 
 
+def test_a_crop_that_would_have_to_be_in_two_splits_stops_it(tmp_path):
+    """In the official lists most queries are in the gallery, too, and the authors' script copies them."""
+    files = dict(small_tree("occluded-duke"))
+    there = next(name for name in files if name.startswith("query/")).partition("/")[2]
+    moved = next(name for name in files["gallery.list"].decode().split())
+    files["query.list"] += f"\n{moved}\n".encode()
+    files["gallery.list"] += f"\n{there}\n".encode()  # lies in both folders: that is no trouble
+    files[f"bounding_box_test/{there}"] = files[f"query/{there}"]
+    root = write_tree(tmp_path / "duke", files.items())
+    with pytest.raises(
+        SourceError, match=rf"query\.list': 1 of its crops, such as {moved}.*script of the lists' authors"
+    ):
+        listed(open_source(root, "occluded-duke"))
+    (root / "query" / moved).write_bytes((root / "bounding_box_test" / moved).read_bytes())
+    samples, _ = listed(open_source(root, "occluded-duke"))
+    for name in (there, moved):
+        assert sorted(one.split for one in samples.values() if one.name == name) == ["gallery", "query"]
+
+
 def test_a_folder_made_by_the_script_of_occluded_duke_needs_no_lists(tmp_path):
     files = {name: data for name, data in small_tree("dukemtmc-reid").items() if not name.endswith(".list")}
     root = write_tree(tmp_path / "Occluded_Duke", files.items())
