@@ -23,7 +23,7 @@ from entire_id.schema import COLUMNS
 from entire_id.sources.files import MAX_FILE_BYTES
 from entire_id.sources.layouts import LAYOUTS
 
-from builders import crop_names, pack_folder, write_crops, write_zip
+from builders import crop_names, ended_well, pack_folder, write_crops, write_zip
 from cousins import draw_crops, small_tree, write_tree
 from hub_server import OWNER, hub_server
 
@@ -214,7 +214,9 @@ def test_training_commands_run_with_the_script_shown(packed: Path) -> None:
     for line in commands("docs/training.md"):
         name, *arguments = shlex.split(line)
         assert name == "torchrun"
-        run([sys.executable, "-m", "torch.distributed.run", *arguments], packed.parent)
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        done = subprocess.run(command, cwd=packed.parent, check=False, capture_output=True, text=True, timeout=120)
+        assert ended_well(done), done.stderr
 
 
 def test_experiment_commands_run(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from entire_id.cli.terminal import JsonOption, numbers, print_json, print_table, progress_bar, quoted, say, usage
+
+if TYPE_CHECKING:
+    from entire_id.experiments.training import TrainReport
 
 __all__ = ["app"]
 
@@ -120,22 +125,39 @@ def train(
         )
     with progress_bar() as progress:
         report = run_training(config, out, progress, say)
-    if _leave_group():
-        return
+    rank = _leave_group()
+    if not rank:
+        _tell_trained(report, datasets[0], as_json=as_json)
+    if rank is not None:
+        _leave_at_once()
+
+
+def _tell_trained(report: TrainReport, dataset: str, *, as_json: bool) -> None:
     facts = {"model": str(report.model), "steps": report.steps, "people": report.num_people, **report.metrics}
     if as_json:
         print_json(facts)
         return
     print_table(["", ""], [[name, value if isinstance(value, str) else f"{value:g}"] for name, value in facts.items()])
-    say(f"next: entire-id embed {shlex.quote(datasets[0])} --model {quoted(report.model)}")
+    say(f"next: entire-id embed {shlex.quote(dataset)} --model {quoted(report.model)}")
 
 
-def _leave_group() -> bool:
-    """Leave the group of processes that train together, if there is one; tell whether another of them talks."""
+def _leave_group() -> int | None:
+    """Leave the group of processes that train together; return the number of this one, None where there is no group."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    is_other = distributed.get_rank() > 0
+        return None
+    rank: int = distributed.get_rank()
     distributed.destroy_process_group()
-    return is_other
+    return rank
+
+
+def _leave_at_once() -> None:
+    """End this process, without what the end of an interpreter brings.
+
+    There torch 2.13 aborts now and then, in threads of gloo that outlive their group; whoever started the processes
+    takes that for a failure, and ends the others.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -14,7 +14,7 @@ import pytest
 
 import entire_id
 
-from builders import many_crops, pack_folder
+from builders import ended_well, many_crops, pack_folder
 
 pytest.importorskip("torch")
 
@@ -103,7 +103,7 @@ def ranks(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, "-m", *command, str(out / "train.py"), str(folder), str(out)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert ended_well(done), done.stderr[-3000:]
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
 
 
