@@ -138,18 +138,12 @@ def settle() -> None:
     time.sleep(0.15)
 
 
-# Counts every change that Python makes to the folder of the output, and dies just before the given one.
-KILLED_RUN = """
-import json, os, signal, sys
+# For `sys.addaudithook`: counts every change that Python makes to the folder of `out`, and dies just before step number
+# `last`, or before the first event so named.
+WATCH = """
+import os, signal, sys
 from pathlib import Path
-from entire_id.shards.pack import PackConfig, pack
-from entire_id.sources.layouts import open_source
-from entire_id.staging import beside
 
-source, out, last, options = sys.argv[1:]
-options = json.loads(options)
-if options.get("previous"):
-    options["previous"] = Path(options["previous"])
 home = str(Path(out).parent)
 steps = 0
 events = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link")
@@ -163,10 +157,23 @@ def watch(event, arguments):
     steps += 1
     if last in (str(steps), event):
         os.kill(os.getpid(), signal.SIGKILL)
+"""
 
+KILLED_RUN = f"""
+import json, sys
+from pathlib import Path
+from entire_id.shards.pack import PackConfig, pack
+from entire_id.sources.layouts import open_source
+from entire_id.staging import beside
+
+source, out, last, options = sys.argv[1:]
+options = json.loads(options)
+if options.get("previous"):
+    options["previous"] = Path(options["previous"])
+{WATCH}
 if __name__ == "__main__":
     sys.addaudithook(watch)
-    pack(open_source(Path(source)), Path(out), PackConfig(**{"name": "entire-id"} | options))
+    pack(open_source(Path(source)), Path(out), PackConfig(**{{"name": "entire-id"}} | options))
     print(steps)
 """
 

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from entire_id.errors import HubError, PublishError, RemoteChangedError, RepositoryNotFoundError, VersionExistsError
 from entire_id.hub.card import licence_of
 from entire_id.hub.changelog import changelog_versions
-from entire_id.hub.repo import MAIN, Access, Gate, HubRepo, Refs, Tree, is_same
+from entire_id.hub.repo import MAIN, Access, Gate, HubRepo, Refs, Tree, is_loaded, is_same
 from entire_id.records import Progress, no_progress
 from entire_id.shards.manifest import (
     MANIFEST_FILE,
@@ -32,9 +31,17 @@ from entire_id.shards.manifest import (
 )
 from entire_id.shards.verify import verify
 
-__all__ = ["PublishConfig", "PublishPlan", "Published", "plan_publish", "publish", "read_plan", "tag_of", "version_of"]
+__all__ = [
+    "PublishConfig",
+    "PublishPlan",
+    "Published",
+    "plan_publish",
+    "publish",
+    "published_versions",
+    "read_plan",
+    "tag_of",
+]
 
-_SHARD_FOLDERS = ("data/", "meta/")
 _COMMIT_FILES = 50  # in one commit: the Hub gives up after 60 s, and recommends 50 to 100
 _PLAN_FORMAT = 1
 
@@ -126,6 +133,15 @@ def version_of(tag: str) -> str | None:
     return version if tag.startswith("v") and VERSION.fullmatch(version) else None
 
 
+def published_versions(tags: Iterable[str]) -> list[str]:
+    """Return the versions that tags name, the oldest first.
+
+    >>> published_versions(["v1.10.0", "draft", "v1.9.0"])
+    ['1.9.0', '1.10.0']
+    """
+    return sorted(filter(None, map(version_of, tags)), key=version_numbers)
+
+
 def read_plan(path: Path) -> PublishPlan:
     """Return the plan that a file holds.
 
@@ -177,9 +193,8 @@ def plan_publish(
         _check_repository(repo, folder, manifest, seen, config)
     if tag is None:
         _check_follows(folder, manifest.version, seen)
-    paths = {entry.path for entry in files}
-    add = [entry for entry in files if tag is None and not is_same(entry, seen.tree.get(entry.path), folder)]
-    outdated = _outdated(seen.tree.keys() - paths) if tag is None else []
+    add = _missing(files, seen.tree, folder) if tag is None else []
+    outdated = _outdated(files, seen.tree) if tag is None else []
     access = seen.access or Access(not config.public, "none")
     sets_gate = access.gate == "none" != config.gate
     return PublishPlan(
@@ -192,7 +207,7 @@ def plan_publish(
         files=files,
         add=tuple(entry.path for entry in add),
         delete=tuple(outdated),
-        others=tuple(sorted(seen.tree.keys() - paths - {*outdated})),
+        others=tuple(sorted(seen.tree.keys() - {entry.path for entry in files} - {*outdated})),
         upload_bytes=sum(entry.bytes for entry in add if entry.sha256 not in seen.stored),
         is_published=tag is not None,
     )
@@ -247,7 +262,7 @@ def _check_follows(folder: Path, version: str, seen: _Seen) -> None:
 
     Versions that were withdrawn have no tag any more: nobody has to tell of them.
     """
-    published = sorted(filter(None, map(version_of, seen.tags)), key=version_numbers)
+    published = published_versions(seen.tags)
     if published and version_numbers(version) < version_numbers(published[-1]):
         raise PublishError(folder, f"it is version {version}, and {published[-1]} was published. Pack a higher one")
     told = changelog_versions((folder / README_FILE).read_text("utf-8"))
@@ -257,9 +272,14 @@ def _check_follows(folder: Path, version: str, seen: _Seen) -> None:
         raise PublishError(folder, f"{what}: entire-id card {quote(str(folder))} --facts card.toml --previous OLD")
 
 
-def _outdated(strangers: Iterable[str]) -> list[str]:
-    """Return which files of no version would be loaded with it, sorted: those among the shards."""
-    return sorted(path for path in strangers if path.startswith(_SHARD_FOLDERS))
+def _missing(files: Iterable[FileEntry], tree: Tree, folder: Path) -> list[FileEntry]:
+    """Return the files of a version that a revision does not have so."""
+    return [entry for entry in files if not is_same(entry, tree.get(entry.path), folder)]
+
+
+def _outdated(files: Iterable[FileEntry], tree: Tree) -> list[str]:
+    """Return which files of a revision would be loaded with a version and are none of it, sorted."""
+    return sorted(filter(is_loaded, tree.keys() - {entry.path for entry in files}))
 
 
 def _files(folder: Path, manifest: Manifest) -> tuple[FileEntry, ...]:
@@ -283,11 +303,9 @@ def _check_folder(folder: Path, config: PublishConfig, progress: Progress) -> No
         raise PublishError(folder, f"{what} entire-id card {quote(str(folder))} --facts card.toml")
 
 
-def _is_there(files: Iterable[FileEntry], tree: Tree, folder: Path) -> bool:
+def _is_there(files: tuple[FileEntry, ...], tree: Tree, folder: Path) -> bool:
     """Tell whether a revision is the version: every file of it, and no other shard."""
-    files = list(files)
-    strangers = tree.keys() - {entry.path for entry in files}
-    return not _outdated(strangers) and all(is_same(entry, tree.get(entry.path), folder) for entry in files)
+    return not _outdated(files, tree) and not _missing(files, tree, folder)
 
 
 # --- doing it ---------------------------------------------------------------------------------------------------------
@@ -357,17 +375,16 @@ def _bring(
         return head, ()
     _check_parent(repo, plan, head, tree)
     source, uploaded = _stage(folder, repo, plan, head, staging, progress)
-    missing = [entry.path for entry in plan.files if not is_same(entry, tree.get(entry.path), folder)]
-    outdated = _outdated(tree.keys() - {entry.path for entry in plan.files})
+    missing = [entry.path for entry in _missing(plan.files, tree, folder)]
     _check_access(repo, plan)
-    commit = repo.copy(MAIN, head, source, missing, outdated, f"Version {plan.version}")
+    commit = repo.copy(MAIN, head, source, missing, _outdated(plan.files, tree), f"Version {plan.version}")
     _check_there(folder, repo, plan, commit)
     return commit, uploaded
 
 
 def _check_parent(repo: HubRepo, plan: PublishPlan, head: str, tree: Tree) -> None:
     if plan.parent is None:
-        if _outdated(tree):
+        if _outdated((), tree):
             raise RemoteChangedError(repo.name, "it was not there when the plan was made, and holds shards now")
     elif plan.parent != head:
         raise RemoteChangedError(repo.name, f"{MAIN} is at {head[:8]}, the plan saw {plan.parent[:8]}")
@@ -380,9 +397,9 @@ def _stage(
     repo.create_branch(staging, head)
     commit = repo.refs().branches[staging]
     tree = repo.tree(commit)
-    missing = [entry for entry in plan.files if not is_same(entry, tree.get(entry.path), folder)]
+    missing = _missing(plan.files, tree, folder)
     missing.sort(key=lambda entry: entry.path in (MANIFEST_FILE, README_FILE))  # they come last
-    delete: list[str] = _outdated(tree.keys() - {entry.path for entry in plan.files})
+    delete = _outdated(plan.files, tree)
     total, done = sum(entry.bytes for entry in missing), 0
     for start in range(0, len(missing), _COMMIT_FILES):
         batch = missing[start : start + _COMMIT_FILES]
@@ -402,8 +419,7 @@ def _stage(
 def _check_there(folder: Path, repo: HubRepo, plan: PublishPlan, commit: str) -> None:
     """Compare what the Hub lists with the manifest: names, sizes, digests."""
     tree = repo.tree(commit)
-    wrong: list[Any] = [entry.path for entry in plan.files if not is_same(entry, tree.get(entry.path), folder)]
-    wrong += _outdated(tree.keys() - {entry.path for entry in plan.files})
+    wrong = [entry.path for entry in _missing(plan.files, tree, folder)] + _outdated(plan.files, tree)
     if wrong:
         raise HubError(repo.name, f"at {commit[:8]} {len(wrong):,} files are not those of the manifest: {wrong[0]} …")
 

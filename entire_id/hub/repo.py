@@ -20,7 +20,19 @@ from entire_id.errors import HubError, RemoteChangedError, RepositoryNotFoundErr
 from entire_id.repository import hub_errors, hub_file, without_signatures
 from entire_id.shards.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
 
-__all__ = ["MAIN", "Access", "Gate", "HubRepo", "Refs", "RemoteFile", "StoredFile", "Tree", "blob_id", "is_same"]
+__all__ = [
+    "MAIN",
+    "Access",
+    "Gate",
+    "HubRepo",
+    "Refs",
+    "RemoteFile",
+    "StoredFile",
+    "Tree",
+    "blob_id",
+    "is_loaded",
+    "is_same",
+]
 
 MAIN = "main"
 Gate = Literal["manual", "auto", "none"]
@@ -101,6 +113,11 @@ class Refs:
 def blob_id(data: bytes) -> str:
     """Return git's name of a file with these bytes: the SHA-1 of `blob`, its size, a NUL and them."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def is_loaded(path: str) -> bool:
+    """Tell whether `datasets` would load a file of that path: whether it lies among the shards."""
+    return path.startswith(("data/", "meta/"))
 
 
 def is_same(entry: FileEntry, remote: RemoteFile | None, folder: Path) -> bool:

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from entire_id.errors import RemoteChangedError, RepositoryNotFoundError
-from entire_id.hub.publish import tag_of, version_of
-from entire_id.hub.repo import MAIN, HubRepo, RemoteFile, Tree
+from entire_id.hub.publish import published_versions, tag_of
+from entire_id.hub.repo import MAIN, HubRepo, RemoteFile, Tree, is_loaded
 from entire_id.records import Progress, no_progress
 from entire_id.repository import repository_at
 from entire_id.shards.check import Kind, Problem
@@ -22,7 +22,6 @@ from entire_id.shards.manifest import (
     Manifest,
     parse_manifest,
     read_manifest,
-    version_numbers,
 )
 
 __all__ = [
@@ -34,8 +33,6 @@ __all__ = [
     "rollback",
     "verify_revision",
 ]
-
-_SHARD_FOLDERS = ("data/", "meta/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +69,8 @@ def list_versions(repo: HubRepo) -> list[Version]:
     refs = repo.refs()
     head = refs.branches[MAIN]
     main = repo.manifest(head).content_sha256 if MANIFEST_FILE in repo.tree(head) else ""
-    versions = sorted(filter(None, map(version_of, refs.tags)), key=version_numbers, reverse=True)
     found = []
-    for version in versions:
+    for version in reversed(published_versions(refs.tags)):
         commit = refs.tags[tag_of(version)]
         manifest = repo.manifest(commit)
         size = sum(entry.bytes for entry in manifest.files)
@@ -175,7 +171,7 @@ def _digest(repo: HubRepo, commit: str, file: RemoteFile, *, deep: bool) -> str:
 
 def _strangers(manifest: Manifest, tree: Tree) -> Iterator[Problem]:
     for path in sorted(tree.keys() - manifest.entries.keys()):
-        if path.startswith(_SHARD_FOLDERS):
+        if is_loaded(path):
             yield Problem(Kind.UNLISTED, path, "the manifest does not list it, but `datasets` would load it")
 
 
@@ -211,7 +207,7 @@ def plan_rollback(repo: HubRepo, version: str) -> Rollback:
     refs = repo.refs()
     tag = tag_of(version)
     if tag not in refs.tags:
-        known = ", ".join(sorted(filter(None, map(version_of, refs.tags)), key=version_numbers)) or "none"
+        known = ", ".join(published_versions(refs.tags)) or "none"
         raise RepositoryNotFoundError(f"{repo.name}@{tag}", f"no such version; there are: {known}")
     source, parent = refs.tags[tag], refs.branches[MAIN]
     old, now = repo.tree(source), repo.tree(parent)

@@ -22,7 +22,7 @@ from entire_id.shards.manifest import read_manifest
 from entire_id.shards.remains import Removed, ShardSearch, find_needles, search_shard, trace_of
 from entire_id.shards.verify import verify
 
-from builders import CAMERAS, StoppedError, image_bytes, pack_folder, packed_images, settle, tree, write_crops
+from builders import CAMERAS, WATCH, StoppedError, image_bytes, pack_folder, packed_images, settle, tree, write_crops
 
 FORMATS = ["parquet", "webdataset"]
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
@@ -365,29 +365,14 @@ def test_a_stopped_run_that_goes_on_with_another_request_keeps_nothing_of_it(old
     assert tree(old.with_name("new")) == tree(take_out(old, "other", people=("test/4",)).folder)
 
 
-# Counts every change that Python makes to the folder of the output, and dies just before the given one.
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
+KILLED_RUN = f"""
+import sys
 from entire_id.shards.erase import EraseRequest, erase
 
 old, out, last = sys.argv[1:]
-home = str(Path(out).parent)
-steps = 0
-events = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link")
-
-def watch(event, arguments):
-    global steps
-    if event not in events or not str(arguments[0]).startswith(home):
-        return
-    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-        return
-    steps += 1
-    if str(steps) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-
+{WATCH}
 sys.addaudithook(watch)
-notes = {"tombstones": Path(home, "t"), "secret": Path(home, "s"), "new_secret": True}
+notes = {{"tombstones": Path(home, "t"), "secret": Path(home, "s"), "new_secret": True}}
 erase(old, out, EraseRequest(people=("test/3",), log=Path(home, "log"), reason="asked", **notes))
 print(steps)
 """
