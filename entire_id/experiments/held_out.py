@@ -8,7 +8,7 @@ from typing import Literal
 
 from entire_id.errors import ExperimentError
 from entire_id.evaluation.plots import plot_intervals
-from entire_id.experiments.bench import Bench, Candidate, Task, score_candidate
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.results import DataSet, Result, compare_results
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
@@ -98,14 +98,13 @@ def leave_one_out(bench: Bench, base: TrainConfig, test: DataSet, by: By, groups
     A left-out continent is searched within its own crops, a camera's queries in the whole gallery.
 
     Raises:
-        See `score_candidate`.
+        See `score_candidates`.
     """
     tasks = [Task(test, _PROTOCOLS[by], where=(by, group.name)) for group in groups]
-    seen = score_candidate(bench, Candidate("everything", base), tasks)
-    unseen = [
-        score_candidate(bench, Candidate(f"without {by} {group.name}", group.training), [task])[0]
-        for group, task in zip(groups, tasks, strict=True)
-    ]
+    without = [Candidate(f"without {by} {group.name}", group.training) for group in groups]
+    asked = [(Candidate("everything", base), tasks), *((one, [task]) for one, task in zip(without, tasks, strict=True))]
+    seen, *others = score_candidates(bench, asked)
+    unseen = [result for (result,) in others]
     rows = tuple(_row(bench, group.name, *pair) for group, *pair in zip(groups, seen, unseen, strict=True))
     columns = (by, "queries", "mAP with", "mAP without", "difference", "Rank-1 with", "Rank-1 without")
     notes = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from entire_id.evaluation.plots import plot_intervals
-from entire_id.experiments.bench import Bench, Candidate, Task, open_candidate, score_candidate
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.held_out import find_groups
 from entire_id.experiments.results import DataSet, Result, compare_results
@@ -43,16 +43,19 @@ def intra_camera(
         cameras: which cameras.
 
     Raises:
-        See `score_candidate`.
+        See `score_candidates`.
     """
     tasks = [Task(test, where=("camera", str(camera))) for camera in cameras]
     across = Candidate("across cameras", base)
-    open_candidate(bench, across)
-    start = replace(tuning, model=str(bench.run(across).resolve() / "model"), revision=None)
-    found = [score_candidate(bench, across, tasks)]
-    for name, config in (("fine-tuned inside", start), ("inside alone", base)):
-        inside = [Candidate(f"{name} camera {one}", replace(config, only_cameras=(one,))) for one in cameras]
-        found.append([score_candidate(bench, one, [task])[0] for one, task in zip(inside, tasks, strict=True)])
+    inside = [
+        Candidate(f"{name} camera {camera}", replace(config, only_cameras=(camera,)), start=start)
+        for name, config, start in (("fine-tuned inside", tuning, across), ("inside alone", base, None))
+        for camera in cameras
+    ]
+    asked = [(across, tasks), *((one, [task]) for one, task in zip(inside, tasks * 2, strict=True))]
+    first, *others = score_candidates(bench, asked)
+    alone = [result for (result,) in others]
+    found = [first, alone[: len(cameras)], alone[len(cameras) :]]
     rows = tuple(_row(bench, camera, *three) for camera, *three in zip(cameras, *found, strict=True))
     columns = ("camera", "queries", *(f"mAP {name}" for name in _VARIANTS), "fine-tuned less across")
     notes = (

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from entire_id.errors import EvaluationError, MissingExtraError
 from entire_id.evaluation.plots import plot_plane
 from entire_id.experiments.bench import Bench, Candidate, embed_splits, open_candidate
-from entire_id.experiments.cross_domain import check_names
 from entire_id.experiments.gap import measure_gap
 from entire_id.experiments.results import DataSet, safe_name, write_json
 from entire_id.experiments.tables import Outcome, Row, Table
@@ -73,7 +72,6 @@ def project_sets(bench: Bench, candidate: Candidate, sets: Sequence[DataSet], co
         See `open_candidate` and `embed` for the others.
     """
     check_sklearn()
-    check_names(bench.out, [candidate])
     model = open_candidate(bench, candidate)
     taken = {}
     for one in sets:

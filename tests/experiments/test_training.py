@@ -281,7 +281,8 @@ def test_the_folder_tells_everything(whole: Path, home: Path) -> None:
     stated = json.loads((whole / "config.json").read_text())
     assert stated["settings"] == json.loads(json.dumps(dataclasses.asdict(SMALL)))
     manifest = entire_id.read_manifest(home / "set")
-    assert stated["datasets"] == [{"name": "set", "version": "1.0.0", "content_sha256": manifest.content_sha256}]
+    facts = {"dataset": "entire-id", "version": "1.0.0", "content_sha256": manifest.content_sha256}
+    assert stated["datasets"] == [{"place": "set", **facts}]
     assert stated["packages"]["torch"] == metadata.version("torch")
     (line, *_) = (json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines())
     assert {"step", "learning_rate", "identity_loss", "triplet_loss", "images_per_s", "waited"} < line.keys()
@@ -339,6 +340,10 @@ def test_side_information_reaches_the_features(side: str, tmp_path: Path) -> Non
     found = np.load(tmp_path / "features" / "query.npy")
     np.testing.assert_allclose(found, model(images, values), atol=1e-5)
     assert np.abs(found - model(images)).max() > 1e-3
+    pack_folder(Path("set-crops"), tmp_path / "elsewhere", name="elsewhere")
+    entire_id.embed(tmp_path / "elsewhere", ["query"], model, tmp_path / "others")
+    expected = {"camera": model(images), "continent": found}[side]
+    np.testing.assert_allclose(np.load(tmp_path / "others" / "query.npy"), expected, atol=1e-5)
 
 
 def test_several_data_sets_are_joined_and_weights_kept_on_the_way(tmp_path: Path) -> None:
