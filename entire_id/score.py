@@ -15,7 +15,7 @@ from entire_id.evaluation.breakdown import group_rows
 from entire_id.evaluation.camera_pairs import CameraPairCounter, CameraPairs, why_no_camera_pairs
 from entire_id.evaluation.counting import Tie
 from entire_id.evaluation.features import pool_features, score_blocks
-from entire_id.evaluation.labels import Labels, PairIndex
+from entire_id.evaluation.labels import Labels, PairIndex, why_none_valid
 from entire_id.evaluation.protocols import Protocol, find_protocol
 from entire_id.evaluation.ranked_lists import RankedList, rank_blocks
 from entire_id.evaluation.ranking import evaluate, evaluate_blocks
@@ -117,10 +117,12 @@ def check_columns(labels: Labels, columns: Sequence[str], protocol: str | Protoc
     """Make sure, before anything is scored, that there are scores by this protocol and these columns.
 
     Raises:
-        EvaluationError: there is no such column, it cannot be put into groups, there are no scores by camera pair, or
-            the protocol needs to know more of the crops.
+        EvaluationError: no query has a right crop, the protocol needs to know more of the crops, there is no such
+            column, it cannot be put into groups, or there are no scores by camera pair.
     """
-    PairIndex(labels, find_protocol(protocol))
+    index = PairIndex(labels, find_protocol(protocol))
+    if not index.num_positives().any():
+        raise EvaluationError(why_none_valid(index))
     known = ("camera", CAMERA_PAIR, "num_positives", *labels.query_columns)
     for column in columns:
         if column not in known:

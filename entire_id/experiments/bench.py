@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.errors import EvaluationError, ExperimentError
+from entire_id.errors import EvaluationError, ExperimentError, SamplingError, SelectionError, SplitNotFoundError
 from entire_id.evaluation.labels import Labels
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.heads import blur_heads
 from entire_id.experiments.results import DataSet, Result, read_result, safe_name, write_json
+from entire_id.experiments.subsets import open_training
 from entire_id.loading.embed import Features, are_features_of, embed
 from entire_id.loading.models import Device, Model, ModelOptions, is_trained, open_model
 from entire_id.records import Progress, no_progress
@@ -108,11 +109,11 @@ class Bench:
 def score_candidates(bench: Bench, asked: Sequence[tuple[Candidate, Sequence[Task]]]) -> list[list[Result]]:
     """Return what each candidate scored in each of its tasks; what an earlier run stored is read.
 
-    All tasks are looked at before the first model is trained. A model that is there is opened in any case, to see
-    whether it is still the one that was scored.
+    All tasks and trainings are looked at before the first model is trained. A model that is there is opened in any
+    case, to see whether it is still the one that was scored.
 
     Raises:
-        ExperimentError: there are no candidates, or two of one name.
+        ExperimentError: there are no candidates, two of one name, or one with too little to train on.
         EvaluationError: a column or a group that is asked for is not there, or the protocol needs to know more.
         See `train`, `open_model`, `open_trained`, `embed` and `score` for the others.
     """
@@ -122,6 +123,8 @@ def score_candidates(bench: Bench, asked: Sequence[tuple[Candidate, Sequence[Tas
     check_names(bench.out, tasks_of)
     for task in {task: None for tasks in tasks_of.values() for task in tasks}:
         _check_task(task)
+    for candidate in tasks_of:
+        _check_training(bench.out, candidate)
     found = {candidate: _score_tasks(bench, candidate, tasks) for candidate, tasks in tasks_of.items()}
     return [[found[candidate][task] for task in tasks] for candidate, tasks in asked]
 
@@ -144,6 +147,16 @@ def _check_task(task: Task) -> None:
     if task.where is not None:
         labels = labels.of_queries(_rows_asked(labels, *task.where))
     check_columns(labels, task.columns, task.protocol)
+
+
+def _check_training(out: Path, candidate: Candidate) -> None:
+    config = candidate.training
+    if config is None or config.stream:
+        return
+    try:
+        open_training(config, config.datasets)
+    except (SamplingError, SelectionError, SplitNotFoundError) as error:
+        raise ExperimentError(out, f"{candidate.name!r} cannot be trained: {error}") from error
 
 
 def _score_tasks(bench: Bench, candidate: Candidate, tasks: Iterable[Task]) -> dict[Task, Result]:

@@ -18,7 +18,7 @@ _VARIANTS = ("across", "fine-tuned", "inside alone")
 
 
 def find_cameras(base: TrainConfig, test: DataSet, chosen: Sequence[str] = ()) -> tuple[int, ...]:
-    """Return the cameras that are compared: by default all of the train part that queries are of, too.
+    """Return the cameras that are compared: see `find_groups`.
 
     Raises:
         ExperimentError: a camera that is asked for is not in both, or there is only one.

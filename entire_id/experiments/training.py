@@ -30,11 +30,9 @@ from entire_id.experiments.network import (
     normalisation,
     save_trained,
 )
-from entire_id.experiments.subsets import find_selection
-from entire_id.loading.dataset import CropDataset
+from entire_id.experiments.subsets import find_selection, open_training
 from entire_id.loading.files import open_files
 from entire_id.loading.index import fetch_manifest
-from entire_id.loading.joining import join
 from entire_id.loading.models import first_line
 from entire_id.loading.sampler import PKSampler
 from entire_id.loading.stream import PKStream
@@ -179,15 +177,14 @@ class _Source:
         self.side_values: tuple[int | str, ...] = ()
         self._place: PKSampler | PKStream
         self._loader: DataLoader[Any]
-        who = (config.p, config.k)
         if config.stream:
             select = find_selection(config, places[0])
+            who = (config.p, config.k)
             stream = PKStream(places[0], config.split, *who, seed=config.seed, select=select, transform=transform)
             self._place, self.label_map = stream, stream.label_map
             self._loader = DataLoader(stream, batch_size=None, **options)
             return
-        crops = _crops(config, places, transform)
-        sampler = PKSampler(crops.pids, *who, camids=crops.camids, seqs=crops.seqs, seed=config.seed)
+        crops, sampler = open_training(config, places, transform)
         self._place, self.label_map = sampler, crops.label_map
         self._loader = DataLoader(crops, batch_sampler=sampler, **options)  # type: ignore[arg-type]
         if config.side == "camera":
@@ -231,14 +228,6 @@ class _Batch:
     images: torch.Tensor
     labels: torch.Tensor
     side: torch.Tensor | None
-
-
-def _crops(config: TrainConfig, places: Sequence[str], transform: TrainTransform) -> CropDataset:
-    ones = {
-        path: CropDataset(place, config.split, select=find_selection(config, place), transform=transform)
-        for path, place in zip(config.datasets, places, strict=True)
-    }
-    return join(ones) if len(ones) > 1 else next(iter(ones.values()))
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------

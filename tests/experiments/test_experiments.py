@@ -297,8 +297,10 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(home: Path,
         (tmp_path / "cameras.csv").rename(home / "one-crops" / "cameras.csv")
     with pytest.raises(ExperimentError, match="none is left; cameras.csv says where cameras stand"):
         run("leave-one-out", tmp_path / "without", "--train", str(nowhere), *TOY)
-    with pytest.raises(ExperimentError, match="no continent unknown in both"):
+    with pytest.raises(EvaluationError, match="needs to know where crops were taken"):
         run("leave-one-out", tmp_path / "without", "--train", "one", "--test", str(nowhere), "--only", "unknown", *TOY)
+    with pytest.raises(ExperimentError, match="'inside alone camera [0-9]+' cannot be trained: .* people"):
+        run("intra-camera", tmp_path / "inside", "--train", "one", *TOY[:-2], "p=12", "k=2")
     assert not list(tmp_path.glob("*/runs"))
 
 
@@ -388,5 +390,5 @@ def test_cameras_of_another_data_set_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_camera_that_nobody_queried_is_refused(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="no camera 999 in both"):
+    with pytest.raises(ExperimentError, match="no camera 999 in both train part and queries that can be scored"):
         run("intra-camera", tmp_path / "out", "--train", "one", "--camera", "999", *TOY)
