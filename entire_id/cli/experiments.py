@@ -239,7 +239,8 @@ def intra_camera(
     out: OutOption,
     test: Annotated[str, typer.Option(metavar="DIR", help="Data set that is scored. [default: that of --train]")] = "",
     camera: Annotated[
-        list[str] | None, typer.Option(metavar="NUMBER...", help="These cameras. [default: each in turn]")
+        list[str] | None,
+        typer.Option(metavar="NUMBER...", help="These cameras. [default: each with people for a batch]"),
     ] = None,
     tune_steps: Annotated[int, typer.Option(min=1, help="Steps inside the camera.")] = 2_400,
     tune_rate: Annotated[float, typer.Option(help="Highest learning rate inside the camera.")] = 0.0008,
@@ -261,11 +262,11 @@ def intra_camera(
     base = _on(_Training(network, steps, device, workers, seed, settings).config(), trained_on)
     with usage():
         tuning = replace(base, steps=tune_steps, learning_rate=tune_rate)
-    cameras = find_cameras(base, tests[0], camera or ())
+    which = find_cameras(base, tests[0], camera or ())
     tuned = {"tune_steps": tune_steps, "tune_rate": tune_rate}
-    stated = {"cameras": list(cameras), **tuned, **_trained(base, [network])}
+    stated = {"cameras": list(which.compared), **tuned, **_trained(base, [network])}
     with _bench("intra-camera", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = run(bench, base, tuning, tests[0], cameras)
+        outcome = run(bench, base, tuning, tests[0], which)
     _report(outcome, out, as_json=as_json)
 
 

@@ -16,6 +16,9 @@ from typer.testing import CliRunner
 
 from entire_id.cli.main import app
 from entire_id.errors import EvaluationError, ExperimentError, OutputExistsError
+from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.intra_camera import find_cameras
+from entire_id.experiments.results import find_datasets
 from entire_id.loading.dataset import CropDataset
 from entire_id.sources.sample import SampleConfig, draw_sample
 
@@ -299,8 +302,11 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(home: Path,
         run("leave-one-out", tmp_path / "without", "--train", str(nowhere), *TOY)
     with pytest.raises(EvaluationError, match="needs to know where crops were taken"):
         run("leave-one-out", tmp_path / "without", "--train", "one", "--test", str(nowhere), "--only", "unknown", *TOY)
-    with pytest.raises(ExperimentError, match="'inside alone camera [0-9]+' cannot be trained: .* people"):
-        run("intra-camera", tmp_path / "inside", "--train", "one", *TOY[:-2], "p=12", "k=2")
+    camera = common_cameras(home)[0]
+    with pytest.raises(ExperimentError, match=f"'fine-tuned inside camera {camera}' cannot be trained: .* of p 12"):
+        run("intra-camera", tmp_path / "inside", "--train", "one", "--camera", camera, *TOY[:-2], "p=12", "k=2")
+    with pytest.raises(ExperimentError, match="no camera has seen 13 people"):
+        run("intra-camera", tmp_path / "none", "--train", "one", *TOY[:-2], "p=13", "k=2")
     assert not list(tmp_path.glob("*/runs"))
 
 
@@ -380,6 +386,18 @@ def test_inside_one_camera_three_models_meet_the_same_queries_twice_alike(home: 
     assert stated["settings"]["only_cameras"] == [int(camera)]
     assert stated["settings"]["steps"] == 1
     assert stated["weights"].startswith("across-cameras/model@sha256:")
+
+
+def test_cameras_with_too_few_people_are_left_out_and_named(home: Path) -> None:
+    crops = CropDataset(home / "one", "train")
+    people = {camid: len(np.unique(crops.pids[crops.camids == camid])) for camid in np.unique(crops.camids).tolist()}
+    base = TrainConfig(datasets=("one",), p=3)
+    which = find_cameras(base, find_datasets(["one"])["one"])
+    assert which.compared
+    assert which.left_out
+    assert all(people[camid] >= 3 for camid in which.compared)
+    assert all(people[camid] < 3 for camid in which.left_out)
+    assert set(map(int, common_cameras(home))) >= set(which.compared)
 
 
 def test_cameras_of_another_data_set_are_refused(tmp_path: Path) -> None:
