@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -242,6 +243,71 @@ def test_labels_of_a_model_hold_for_later_runs(trained: Path, tmp_path: Path) ->
         CropDataset(trained, "train", labels=few)
     with pytest.raises(SelectionError, match="its people are numbered as 'test', those of the labels as 'train'"):
         CropDataset(trained, "gallery", labels=labels)
+
+
+# --- splits that are named together ---
+
+
+def test_train_and_val_are_one_data_set_of_the_same_people(msmt: Path) -> None:
+    train, val = (CropDataset(msmt, split) for split in ("train", "val"))
+    both, other = CropDataset(msmt, "train+val"), CropDataset(msmt, "val + train")
+    assert len(both) == 12 + 6
+    assert both.keys == [*train.keys, *val.keys] == [both.key(row) for row in range(18)]
+    assert other.keys == [*val.keys, *train.keys]
+    assert both.label_map == train.label_map == val.label_map == LabelMap((0, 1, 2), "train")
+    for item, old in zip(both, [*train, *val], strict=True):
+        assert np.array_equal(item.pop("image"), old.pop("image"))
+        assert item | {"row": None} == old | {"row": None}
+    assert people_and_cameras(join({"both": both, "val": val})) == people_and_cameras(both), "nothing is numbered anew"
+    batches = [both.pids[batch].tolist() for batch in entire_id.PKSampler(both.pids, p=3, k=6)]
+    assert [sorted(batch) for batch in batches] == [[0] * 6 + [1] * 6 + [2] * 6]
+
+
+def test_a_selection_is_of_all_splits_that_are_named(msmt: Path) -> None:
+    select = Selection(cameras=[3], pids=[1, 2])  # camera 3 is in train alone
+    with pytest.raises(SelectionError, match="msmt17: val': no camera 3"):
+        CropDataset(msmt, "val", select=select)
+    some = CropDataset(msmt, "train+val", select=select)
+    assert some.keys == CropDataset(msmt, "train", select=select).keys
+    with pytest.raises(SelectionError, match=r"msmt17: train\+val': no camera 99"):
+        CropDataset(msmt, "train+val", select=Selection(cameras=[99]))
+
+
+def test_copies_of_splits_that_are_named_together_read_them_again(msmt: Path) -> None:
+    both = CropDataset(msmt, "val+train", select=Selection(pids=[1]))
+    sent = pickle.dumps(both)
+    both.index._mapped = None
+    assert pickle.loads(sent).keys == both.keys
+
+
+def test_splits_elsewhere_are_named_together_too(msmt: Path, web: WebServer, tmp_path: Path) -> None:
+    shutil.copytree(msmt, tmp_path / "msmt17")
+    assert CropDataset(f"{web.url}/msmt17", "val+train", reading=QUICK).keys == CropDataset(msmt, "val+train").keys
+
+
+@pytest.mark.parametrize(
+    ("split", "error", "message"),
+    [
+        (
+            "train+query",
+            SelectionError,
+            r"of two parts.* train and query by themselves, then entire_id\.join them",
+        ),
+        ("train+val+train", SelectionError, "names 'train' twice"),
+        ("train+", SplitNotFoundError, "no split '' here; there is train, val, query, gallery"),
+        ("val+nobody", SplitNotFoundError, "no split 'nobody' here"),
+        ("train[:4]+val", SplitNotFoundError, r"no split 'train\[:4\]' here"),
+    ],
+)
+def test_splits_that_cannot_be_named_together(msmt: Path, split: str, error: type[Exception], message: str) -> None:
+    for of in (CropDataset, entire_id.PKStream):
+        with pytest.raises(error, match=message):
+            of(msmt, split)
+
+
+def test_a_reader_is_of_one_split(msmt: Path) -> None:
+    with pytest.raises(SplitNotFoundError, match=r"no split 'train\+val' here"):
+        CropReader(msmt, "train+val")
 
 
 # --- joining ---
