@@ -398,6 +398,17 @@ def test_transforms_that_are_equal_are_joined(trained: Path) -> None:
     assert join(parts).transform == on_pil(shift)
 
 
+def test_versions_are_not_joined_without_a_word(trained: Path, web: WebServer, tmp_path: Path) -> None:
+    write_crops(tmp_path / "crops", [f"bounding_box_train/00003_c021s0_{frame}.jpg" for frame in range(5, 9)], 700)
+    pack_folder(tmp_path / "crops", tmp_path / "next", version="1.1.0", previous=trained)
+    old = CropDataset(trained, "train", reading=QUICK)
+    new = CropDataset(f"{web.url}/next", "train", reading=QUICK)
+    with pytest.warns(RuntimeWarning, match="'1' and '2' look like sister sets"):
+        assert len(join({"1": old, "2": new}).label_map) == 6
+    gallery = CropDataset(f"{web.url}/next", "gallery", reading=QUICK)
+    assert len(join({"1": old, "2": gallery}).label_map) == 7
+
+
 def test_what_cannot_be_joined(trained: Path, tmp_path: Path) -> None:
     train = CropDataset(trained, "train")
     with pytest.raises(ValueError, match="at least one"):
