@@ -33,9 +33,10 @@ from entire_id.evaluation.plots import (
 from entire_id.evaluation.ranked_lists import RankedList, choose_queries
 from entire_id.evaluation.scores import Scores
 from entire_id.loading.embed import model_of
+from entire_id.loading.files import open_files
+from entire_id.loading.index import fetch_manifest
 from entire_id.records import Progress, no_progress
 from entire_id.score import rank_features, read_query_gallery
-from entire_id.shards.manifest import read_manifest
 from entire_id.show import Cell, frame_crop, ranking_cells
 
 __all__ = [
@@ -150,11 +151,11 @@ def scored_model(features: Path, scores: Scores, camera_pairs: CameraPairs | Non
     return ScoredModel(model_of(features), features, scores, camera_pairs)
 
 
-def check_report(folder: Path, out: Path) -> None:
+def check_report(folder: str | Path, out: Path) -> None:
     """Make sure, before anything is scored, that a report can be written.
 
     Args:
-        folder: the packed data set.
+        folder: the packed data set: a folder, a repository or a URL.
         out: file to write.
 
     Raises:
@@ -163,13 +164,13 @@ def check_report(folder: Path, out: Path) -> None:
     """
     check_matplotlib()
     target = out.resolve()
-    if target.is_relative_to(folder.resolve()):
+    if target.is_relative_to(Path(folder).resolve()):
         raise OutputExistsError(out, "it lies inside the data set, and a report is nothing to publish")
     _check_target(out, target)
 
 
 def collect_report(
-    folder: Path,
+    folder: str | Path,
     models: Sequence[ScoredModel],
     num_queries: int = 4,
     num_ranks: int = 10,
@@ -179,7 +180,7 @@ def collect_report(
     """Return what a report shows, with all crops in memory.
 
     Args:
-        folder: a packed data set.
+        folder: a packed data set: a folder, a repository or a URL.
         models: one, or two to compare: the parts and ranked lists are of the first.
         num_queries: ranked lists of each kind at most.
         num_ranks: gallery crops in each.
@@ -190,7 +191,7 @@ def collect_report(
         EvaluationError: the two were not scored on the same queries, gallery and protocol.
         FeaturesError, ManifestError, ImageDecodeError: see `score_features` and `CropReader`.
     """
-    manifest, first, scores = read_manifest(folder), models[0], models[0].scores
+    manifest, first, scores = fetch_manifest(open_files(folder)), models[0], models[0].scores
     num_cameras = len(np.unique(scores.labels.query_camids))
     columns = ["camera", "continent"]
     left_out = [why for why in [why_no_camera_pairs(scores.labels, scores.protocol)] if why]
@@ -210,7 +211,7 @@ def collect_report(
 
 
 def _ranked_rows(
-    folder: Path, model: ScoredModel, queries: Mapping[str, list[int]], num_ranks: int, progress: Progress
+    folder: str | Path, model: ScoredModel, queries: Mapping[str, list[int]], num_ranks: int, progress: Progress
 ) -> dict[str, list[RankedRow]]:
     """Return the lists of all kinds; they are ranked at once."""
     progress("drawing the ranked lists", 0, 0)

@@ -49,13 +49,13 @@ class Cell:
     frame: Colour | None = None
 
 
-def draw_people(folder: Path, split: str, num_people: int = 8, num_cameras: int = 10) -> Image.Image:
+def draw_people(folder: str | Path, split: str, num_people: int = 8, num_cameras: int = 10) -> Image.Image:
     """Return a grid: a row for each person, a column for each camera, one crop in each cell.
 
     People seen by most cameras come first, by pid among equals.
 
     Args:
-        folder: a packed data set.
+        folder: a packed data set: a folder, a repository or a URL.
         split: its split.
         num_people: rows at most.
         num_cameras: columns at most.
@@ -81,14 +81,14 @@ def draw_people(folder: Path, split: str, num_people: int = 8, num_cameras: int 
         )
 
 
-def draw_ranking(folder: Path, features: Path, num_queries: int = 8, num_ranks: int = 10) -> Image.Image:
+def draw_ranking(folder: str | Path, features: Path, num_queries: int = 8, num_ranks: int = 10) -> Image.Image:
     """Return ranked lists: a query in each row, then the gallery by similarity, right ones green and wrong ones red.
 
     The queries are spread evenly from the best to the worst by average precision. Crops of the query's person under its
     own camera are left out, as in the scores.
 
     Args:
-        folder: a packed data set.
+        folder: a packed data set: a folder, a repository or a URL.
         features: folder that `embed` wrote.
         num_queries: rows at most.
         num_ranks: gallery crops in each.
@@ -109,11 +109,11 @@ def draw_ranking(folder: Path, features: Path, num_queries: int = 8, num_ranks: 
     return _draw_grid(ranking_cells(folder, lists))
 
 
-def ranking_cells(folder: Path, lists: Iterable[RankedList]) -> list[list[Cell]]:
+def ranking_cells(folder: str | Path, lists: Iterable[RankedList]) -> list[list[Cell]]:
     """Return of each list the crops to be drawn: the query, then the gallery by rank.
 
     Args:
-        folder: a packed data set.
+        folder: a packed data set: a folder, a repository or a URL.
         lists: what `rank_features` gave.
 
     Raises:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entire_id.cli.terminal import (
-    FolderArgument,
     JsonOption,
     numbers,
     print_json,
@@ -55,15 +54,18 @@ class TieRule(StrEnum):
     STABLE = "stable"
 
 
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="A packed data set: a folder, owner/name@v1.0.0 on the Hub, or a URL.")
+]
 ModelOption = Annotated[str, typer.Option(help="Model that made the features, as given to embed.")]
 FeaturesOption = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of features. [default: DIR.features/MODEL]")
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of features. [default: DATASET.features/MODEL]")
 ]
 
 
 @app.command()
 def embed(
-    folder: FolderArgument,
+    where: DatasetArgument,
     model: Annotated[
         str,
         typer.Option(
@@ -84,8 +86,9 @@ def embed(
     """Compute a feature for every crop. The same command goes on where a killed one stopped."""
     from entire_id.loading.embed import embed as embed_folder
     from entire_id.loading.embed import features_folder
+    from entire_id.loading.files import open_files, pinned
+    from entire_id.loading.index import fetch_manifest
     from entire_id.loading.models import ModelOptions, is_trained, open_model
-    from entire_id.shards.manifest import read_manifest
 
     with usage():
         options = ModelOptions(
@@ -95,20 +98,21 @@ def embed(
             mean=numbers(mean, ",", float, 3),
             std=numbers(std, ",", float, 3),
         )
-    name = read_manifest(folder).name  # before a model is downloaded
+    place = pinned(where)
+    name = fetch_manifest(open_files(place)).name  # before a model is downloaded
     if ":" in model:
         sys.path.append(str(Path.cwd()))  # where a module of the user's own lies
-    out = features or features_folder(folder, model)
+    out = features or features_folder(where, model)
     with progress_bar() as progress:
         opened = open_model(model, options) if not is_trained(model) else _open_trained(model, options)
         if caution := opened.caution(name):
             say(caution)
-        embed_folder(folder, split or ["query", "gallery"], opened, out, progress, batch_rows)
+        embed_folder(place, split or ["query", "gallery"], opened, out, progress, batch_rows)
     say(f"features are in {out}")
     if all((out / f"{name}.npy").is_file() for name in ("query", "gallery")):
         option = f" --model {quote(model)}" if model != "colour" else ""
         option = f" --features {quoted(features)}" if features else option
-        say(f"next: entire-id evaluate {quoted(folder)}{option}")
+        say(f"next: entire-id evaluate {quote(where)}{option}")
 
 
 def _open_trained(folder: str, options: ModelOptions) -> Model:
@@ -121,7 +125,7 @@ def _open_trained(folder: str, options: ModelOptions) -> Model:
 
 @app.command()
 def evaluate(
-    folder: FolderArgument,
+    where: DatasetArgument,
     model: ModelOption = "colour",
     features: FeaturesOption = None,
     protocol: Annotated[str, typer.Option(help="Which crops are right and which are ignored.")] = "market1501",
@@ -157,15 +161,16 @@ def evaluate(
     """Score features by the field's rule: mAP, CMC, mINP, with 95 % confidence intervals."""
     from entire_id.evaluation.comparison import compare as compare_scores
     from entire_id.loading.embed import features_folder
+    from entire_id.loading.files import pinned
     from entire_id.score import CAMERA_PAIR, check_columns, read_query_gallery, score, score_with_camera_pairs
 
     reranking = _rerank_config(rerank, preset, {"k1": k1, "k2": k2, "lambda_": lambda_})
     config = _scoring_config(protocol, tie, max_rank, reranking, expand)
-    columns = by or _usual_columns(protocol)
+    columns, place = by or _usual_columns(protocol), pinned(where)
     if report is not None:
-        _check_report(folder, report, is_plain=reranking is None and not expand)
-    folders = [features or features_folder(folder, model), *([] if compare is None else [compare])]
-    crops = [read_query_gallery(folder, one) for one in folders]
+        _check_report(place, report, is_plain=reranking is None and not expand)
+    folders = [features or features_folder(where, model), *([] if compare is None else [compare])]
+    crops = [read_query_gallery(place, one) for one in folders]
     check_columns(crops[0].labels, columns, protocol)
     with progress_bar() as progress:
         if CAMERA_PAIR in columns or report is not None:
@@ -175,7 +180,7 @@ def evaluate(
         others = [score(one, config, progress) for one in crops[1:]]
         if report is not None:
             models = [(scores, pairs), *((one, None) for one in others)]
-            _write_report(folder, folders, models, report, progress)
+            _write_report(place, folders, models, report, progress)
     parts: dict[str, Any] = {name: pairs if name == CAMERA_PAIR else scores.by(name) for name in columns}
     difference = compare_scores(scores, others[0]) if others else None
     if as_json:
@@ -231,7 +236,7 @@ def _ranking_as_json(reranking: RerankConfig | None, preset: str | None, expand:
 
 
 def _write_report(
-    folder: Path,
+    folder: str | Path,
     features: list[Path],
     models: list[tuple[Scores, CameraPairs | None]],
     out: Path,
@@ -244,7 +249,7 @@ def _write_report(
     say(f"wrote {out}; it contains crops of people: do not publish it")
 
 
-def _check_report(folder: Path, out: Path, *, is_plain: bool) -> None:
+def _check_report(folder: str | Path, out: Path, *, is_plain: bool) -> None:
     """Refuse a report that cannot be written, before anything is scored."""
     from entire_id.report import check_report
 
@@ -284,7 +289,7 @@ def _in_percent(intervals: Mapping[str, Interval]) -> list[tuple[str, float, flo
 
 @app.command()
 def show(
-    folder: FolderArgument,
+    where: DatasetArgument,
     out: Annotated[Path, typer.Argument(help="Picture to write, .png or .jpg.")],
     split: Annotated[str, typer.Option(help="Split whose people are shown.")] = "gallery",
     ranked: Annotated[bool, typer.Option("--ranked", help="Show ranked lists of queries instead.")] = False,
@@ -299,9 +304,9 @@ def show(
     if out.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise typer.BadParameter(f"{str(out)!r} ends neither in .png nor in .jpg")
     if ranked:
-        picture = draw_ranking(folder, features or features_folder(folder, model), rows)
+        picture = draw_ranking(where, features or features_folder(where, model), rows)
     else:
-        picture = draw_people(folder, split, rows)
+        picture = draw_people(where, split, rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)
     legend = "; blue: query, green: same person, red: somebody else, best query first" if ranked else ""

@@ -23,7 +23,6 @@ from entire_id.loading.embed import Features, are_features_of, embed
 from entire_id.loading.models import Device, Model, ModelOptions, is_trained, open_model
 from entire_id.records import Progress, no_progress
 from entire_id.score import QueryGallery, ScoringConfig, check_columns, read_labels, read_query_gallery, score
-from entire_id.shards.manifest import read_manifest
 
 __all__ = ["Bench", "Candidate", "Task", "check_names", "embed_splits", "open_candidate", "score_candidates"]
 
@@ -256,7 +255,7 @@ def embed_splits(
     """Return the folder of features, which are made where they are not there. Raises as `embed`."""
     folder = bench.features(candidate, name)
     if not are_features_of(folder, test.path, splits, model):
-        if caution := model.caution(read_manifest(test.path).name):
+        if caution := model.caution(test.title):
             bench.tell(caution)
         embed(test.path, splits, model, folder, bench.progress)
     return folder

@@ -15,9 +15,10 @@ from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.results import DataSet, Result, compare_results
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
+from entire_id.loading.files import open_files
+from entire_id.loading.index import fetch_manifest
 from entire_id.loading.integers import count_values
 from entire_id.score import read_labels
-from entire_id.shards.manifest import read_manifest
 
 __all__ = ["HeldOut", "find_groups", "leave_one_out", "plan_held_out"]
 
@@ -67,7 +68,7 @@ def find_groups(
         See `plan_held_out`.
     """
     (place,) = base.datasets
-    if by == "camera" and read_manifest(place).content_sha256 != test.content_sha256:
+    if by == "camera" and fetch_manifest(open_files(place)).content_sha256 != test.content_sha256:
         raise ExperimentError(
             test.path, f"camera numbers of {place} mean nothing in it. Test on the set that is trained on"
         )

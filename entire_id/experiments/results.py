@@ -28,7 +28,8 @@ from entire_id.errors import ExperimentError, OutputExistsError
 from entire_id.evaluation.breakdown import Interval, none_if_nan
 from entire_id.evaluation.comparison import Comparison, compare_queries
 from entire_id.evaluation.scores import Scores
-from entire_id.shards.manifest import read_manifest
+from entire_id.loading.files import open_files
+from entire_id.loading.index import fetch_manifest
 from entire_id.staging import rewrite
 
 __all__ = [
@@ -55,13 +56,15 @@ class DataSet:
 
     Attributes:
         name: what it is called there, unique.
-        path: folder where it lies.
+        path: where it lies: a folder, a repository at a commit, or a URL.
+        title: what its manifest calls it.
         version: of its content.
         content_sha256: what its content is.
     """
 
     name: str
     path: str
+    title: str
     version: str
     content_sha256: str
 
@@ -70,22 +73,29 @@ class DataSet:
         return {"name": self.name, "version": self.version, "content_sha256": self.content_sha256}
 
 
-def find_datasets(folders: Iterable[str]) -> dict[str, DataSet]:
-    """Return the data set in each folder, called as that is; of one name, `name`, `name-2` ….
+def find_datasets(places: Iterable[str]) -> dict[str, DataSet]:
+    """Return the data set in each place, called as its folder is, or as its manifest says if it lies elsewhere.
+
+    Of one name, they are `name`, `name-2` ….
+
+    Args:
+        places: folders, repositories and URLs; see `open_files`.
 
     Raises:
-        DatasetNotFoundError: there is none in a folder.
+        DatasetNotFoundError: there is none.
+        RepositoryNotFoundError, DownloadError: it lies elsewhere, and cannot be fetched.
         ManifestError: one is damaged.
     """
-    places: dict[Path, DataSet] = {}
+    sets: dict[str, DataSet] = {}
     found = {}
-    for folder in folders:
-        place = Path(folder).expanduser().resolve()
-        if place not in places:
-            manifest = read_manifest(place)
-            name = _unique(place.name, [one.name for one in places.values()])
-            places[place] = DataSet(name, str(place), manifest.version, manifest.content_sha256)
-        found[folder] = places[place]
+    for place in places:
+        files = open_files(place)
+        path = str(Path(place).expanduser().resolve()) if files.is_local else files.name
+        if path not in sets:
+            manifest = fetch_manifest(files)
+            name = _unique(Path(path).name if files.is_local else manifest.name, [one.name for one in sets.values()])
+            sets[path] = DataSet(name, path, manifest.name, manifest.version, manifest.content_sha256)
+        found[place] = sets[path]
     return found
 
 

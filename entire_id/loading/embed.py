@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import FeaturesError, ModelError, WriteFailedError
+from entire_id.loading.files import open_files, pinned
+from entire_id.loading.index import fetch_manifest
 from entire_id.loading.models import Model, open_model
 from entire_id.loading.reader import CropReader
-from entire_id.records import CAMERAS_FILE, SPLITS, Progress, no_progress
-from entire_id.shards.manifest import read_manifest
-from entire_id.sources.cameras import read_cameras
+from entire_id.records import SPLITS, Camera, Progress, no_progress
+from entire_id.remote import is_url
+from entire_id.repository import repository_at
 from entire_id.staging import new_folder, sync
 
 __all__ = ["Features", "are_features_of", "crop_columns", "embed", "features_folder", "model_of", "read_features"]
@@ -57,15 +59,20 @@ class Features:
     columns: Mapping[str, npt.NDArray[Any]]
 
 
-def features_folder(folder: Path, model: str) -> Path:
-    """Return where the features of `folder` lie by default: `<folder>.features/<model>`, beside it.
+def features_folder(where: str | Path, model: str) -> Path:
+    """Return where the features of a data set lie by default: `<folder>.features/<model>`, beside it.
 
-    What cannot stand in the name of a folder becomes a hyphen.
+    Those of a data set elsewhere lie in the working directory. What cannot stand in the name of a folder becomes a
+    hyphen.
 
-    >>> features_folder(Path("/sets/entire-id"), "owner/name").as_posix()
+    >>> features_folder("/sets/entire-id", "owner/name").as_posix()
     '/sets/entire-id.features/owner-name'
+    >>> features_folder("hf://datasets/owner/entire-id@v1.0.0", "colour").relative_to(Path.cwd()).as_posix()
+    'entire-id.features/colour'
     """
-    folder = folder.resolve()
+    is_remote = is_url(str(where)) or repository_at(where) is not None
+    place = str(where).rstrip("/").rpartition("/")[2].partition("@")[0] if is_remote else where
+    folder = Path(place).expanduser().resolve()
     name = re.sub(r"[^\w.]+", "-", model).strip("-.")
     return folder.with_name(folder.name + ".features") / (name or "model")
 
@@ -87,7 +94,7 @@ def embed(
     the same call goes on where a killed one stopped, with the same bytes in the end.
 
     Args:
-        folder: a packed data set.
+        folder: a packed data set: a folder, a repository or a URL; see `open_files`.
         splits: which splits.
         model: what `open_model` takes, or returned.
         out: folder to make.
@@ -96,6 +103,7 @@ def embed(
 
     Raises:
         DatasetNotFoundError: no data set lies in `folder`.
+        RepositoryNotFoundError, DownloadError: it lies elsewhere, and cannot be fetched.
         ManifestError: it is damaged.
         SplitNotFoundError: the data set has no such split.
         ImageDecodeError: an image does not decode.
@@ -105,7 +113,8 @@ def embed(
         WriteFailedError: the disk is full, or refuses.
     """
     out = Path(out)
-    content = read_manifest(folder).content_sha256
+    folder = pinned(folder)
+    content = _content(folder)
     opened = open_model(model) if isinstance(model, str) else model
     facts = _facts_of(opened, content)
     with new_folder(out, _is_features, _GO_ON_AFTER) as tree:
@@ -122,6 +131,10 @@ def embed(
                 _write_keys(tree / f"{split}.keys.npy", reader.keys)
         (tree / _FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
     return out
+
+
+def _content(folder: str | Path) -> str:
+    return fetch_manifest(open_files(folder)).content_sha256
 
 
 def _facts_of(model: Model, content: str) -> dict[str, Any]:
@@ -183,7 +196,7 @@ def _write_features(reader: CropReader, model: Model, work: _Work, progress: Pro
         for start in range(done, num_rows, batch_rows):
             rows = range(start, min(start + batch_rows, num_rows))
             told = None if column is None else column[rows.start : rows.stop].tolist()
-            values = model([reader.pixels(row) for row in rows], told)
+            values = model(reader.pixels_of(rows), told)
             finite = np.isfinite(values).all(axis=1)
             if not finite.all():
                 raise ModelError(model.name, f"the feature of {reader.keys[rows[finite.argmin()]]!r} is not finite")
@@ -253,7 +266,7 @@ def are_features_of(features: str | Path, folder: str | Path, splits: Sequence[s
     Raises:
         DatasetNotFoundError, SplitNotFoundError, ManifestError, CamerasFileError: see `read_features`.
     """
-    if _read_facts(Path(features)) != _facts_of(model, read_manifest(folder).content_sha256):
+    if _read_facts(Path(features)) != _facts_of(model, _content(folder)):
         return False
     try:
         for split in splits:
@@ -308,14 +321,13 @@ def crop_columns(reader: CropReader) -> dict[str, npt.NDArray[Any]]:
     Raises:
         CamerasFileError: `cameras.csv` is malformed.
     """
-    described = _camera_columns(Path(reader.folder), reader.camids)
+    described = _camera_columns(reader.cameras, reader.camids)
     return described | {name: reader.meta[name].to_numpy() for name in _COLUMNS}
 
 
-def _camera_columns(folder: Path, camids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
+def _camera_columns(stated: Sequence[Camera], camids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
     """Return what the owner says of the camera of each crop, by column of `cameras.csv`; nothing without that file."""
-    path = folder / CAMERAS_FILE
-    cameras = {camera.camid: camera.columns for camera in (read_cameras(path) if path.is_file() else ())}
+    cameras = {camera.camid: camera.columns for camera in stated}
     names = dict.fromkeys(name for columns in cameras.values() for name in columns if name != "camid")
     found, rows = np.unique(camids, return_inverse=True)
     return {

@@ -19,7 +19,7 @@ from entire_id.loading.cache import RangeCache
 from entire_id.remote import RemoteFolder, place_of
 from entire_id.repository import repository_at
 
-__all__ = ["FetchFailedError", "FetchOptions", "Files", "LocalFiles", "Place", "RemoteFiles", "open_files"]
+__all__ = ["FetchFailedError", "FetchOptions", "Files", "LocalFiles", "Place", "RemoteFiles", "open_files", "pinned"]
 
 _T = TypeVar("_T")
 
@@ -127,6 +127,16 @@ def open_files(where: str | Path, options: FetchOptions | None = None) -> Files:
 
         return RemoteFiles(WebPlace(place, options.timeout_s), options)
     return RemoteFiles(FolderPlace(place), options)
+
+
+def pinned(where: str | Path) -> str | Path:
+    """Return `where`, with the commit that it means now if it is a repository: whoever opens that sees the same.
+
+    Raises:
+        DatasetNotFoundError, RepositoryNotFoundError, MissingExtraError: see `open_files`.
+    """
+    files = open_files(where)
+    return where if files.is_local else files.name
 
 
 class LocalFiles:

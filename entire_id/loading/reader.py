@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
 
+from entire_id.errors import CorruptCropError
 from entire_id.images import RgbImage
 from entire_id.loading.files import FetchOptions, open_files
 from entire_id.loading.index import fetch_manifest, find_shards, open_index, read_meta_table
 from entire_id.loading.rows import RowReader
+from entire_id.records import CAMERAS_FILE, Camera
+from entire_id.sources.cameras import parse_cameras
 
 __all__ = ["CropReader"]
 
@@ -55,6 +59,20 @@ class CropReader:
         return len(self._index)
 
     @cached_property
+    def cameras(self) -> tuple[Camera, ...]:
+        """What the owner says of the cameras, by camid; empty without a `cameras.csv`.
+
+        Raises:
+            CamerasFileError: it is malformed.
+            DownloadError: it cannot be fetched.
+        """
+        try:
+            data = self._files.read(CAMERAS_FILE)
+        except FileNotFoundError:
+            return ()
+        return parse_cameras(data, f"{self._files.name}/{CAMERAS_FILE}")
+
+    @cached_property
     def keys(self) -> list[str]:
         """All n keys, made when they are first asked for."""
         return self._index.keys
@@ -82,6 +100,18 @@ class CropReader:
             ImageDecodeError: the image does not decode.
         """
         return self._rows.decode(row, self.read(row))
+
+    def pixels_of(self, rows: Sequence[int]) -> list[RgbImage]:
+        """Return the images of rows in [0, n); several requests to a remote place run at once.
+
+        Raises:
+            CorruptCropError: the bytes of an image from elsewhere are not those packed.
+            ManifestError, DownloadError, ImageDecodeError: see `pixels`.
+        """
+        found = self._rows.read_many(rows)
+        if corrupt := next((one for one in found if isinstance(one, CorruptCropError)), None):
+            raise corrupt
+        return [self._rows.decode(row, data) for row, data in zip(rows, found, strict=True) if isinstance(data, bytes)]
 
     def __getstate__(self) -> dict[str, object]:
         """Arrays travel once, in the index."""
