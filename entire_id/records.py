@@ -161,7 +161,7 @@ class Source(Protocol):
         """Cameras by camid; empty where nobody described them."""
 
     def samples(self) -> Iterator[Sample | Rejected]:
-        """Every file once, in any order."""
+        """Every file once, in any order; more than once only where it is a crop of several splits."""
 
     def read(self, path: str) -> RawFile:
         """One file.

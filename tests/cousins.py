@@ -92,12 +92,26 @@ def small_tree(name: str) -> dict[str, bytes]:
     )
     files = dict.fromkeys(box_folders(family, train, query, gallery), b"")
     if name == "occluded-duke":
-        files |= {
-            "train.list": "\n".join(train[:4]).encode(),
-            "query.list": "\n".join([*query[:4], *gallery[:2]]).encode(),
-            "gallery.list": "\n".join(gallery[2:]).encode(),
-        }
+        files |= occluded_lists(train[:4], [*query[:4], *gallery[:2]], gallery[1:])
     return files
+
+
+def occluded_lists(train: Iterable[str], query: Iterable[str], gallery: Iterable[str]) -> dict[str, bytes]:
+    """Return the lists of Occluded-Duke: file name → text."""
+    lists = {"train": train, "query": query, "gallery": gallery}
+    return {f"{split}.list": "".join(f"{name}\n" for name in names).encode() for split, names in lists.items()}
+
+
+def occluded_by_copying(duke: dict[str, bytes], lists: dict[str, bytes]) -> dict[str, bytes]:
+    """Return what the authors' script makes of Duke's files; where it would stop at a lost crop, this goes on."""
+    folders = {"train.list": "bounding_box_train", "query.list": "query", "gallery.list": "bounding_box_test"}
+    made = {}
+    for list_name, folder in folders.items():
+        for name in lists[list_name].decode().splitlines():
+            own, gallery = f"{folder}/{name}", f"bounding_box_test/{name}"
+            if own in duke or gallery in duke:
+                made[own] = duke[own if own in duke else gallery]
+    return made
 
 
 def draw_crops(files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:

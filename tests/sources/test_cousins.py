@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from entire_id.errors import LayoutNotFoundError, SourceError
 from entire_id.records import DISTRACTOR_PID, JUNK_PID, Reason, Rejected, Sample
@@ -23,20 +26,24 @@ from cousins import (
     folder_name,
     market_names,
     names_of,
+    occluded_by_copying,
+    occluded_lists,
     small_tree,
     write_tree,
 )
 
 
 def listed(source) -> tuple[dict[str, Sample], dict[str, Reason]]:
-    """Samples by path, and reasons by path; no path stands in both, or twice."""
+    """Samples by key, and reasons by path; nothing stands in both, or twice."""
     samples, rejected = {}, {}
     for item in source.samples():
-        assert item.path not in samples
         if isinstance(item, Rejected):
+            assert item.path not in rejected
             rejected[item.path] = item.reason
         else:
-            samples[item.path] = item
+            assert item.key not in samples
+            samples[item.key] = item
+    assert rejected.keys().isdisjoint(sample.path for sample in samples.values())
     return samples, rejected
 
 
@@ -57,6 +64,8 @@ def write_small(tmp_path: Path, name: str, kind: str = "folder") -> Path:
     return write_tree(tmp_path / name / called, files.items())
 
 
+DUKE_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+HOME = dict(zip(("train", "query", "gallery"), DUKE_FOLDERS, strict=True))
 KINDS = pytest.mark.parametrize("kind", ["folder", "zip"])
 EVERY = pytest.mark.parametrize("name", LAYOUTS)
 
@@ -135,8 +144,7 @@ def test_a_part_of_a_set_is_told_from_the_whole():
 def test_every_layout_reads_its_own_tree_from_folder_and_zip(name, kind, tmp_path):
     source = open_source(write_small(tmp_path, name, kind), name)
     samples, rejected = listed(source)
-    keys = [sample.key for sample in samples.values()]
-    assert len(set(keys)) == len(keys) >= 20
+    assert len(samples) >= 20
     assert {"train", "query", "gallery"} <= {sample.split for sample in samples.values()}
     assert set(rejected.values()) == ({Reason.OUTSIDE_SPLITS} if name == "occluded-duke" else set())
     for sample in samples.values():
@@ -264,12 +272,16 @@ def test_without_lists_there_is_no_msmt17_and_lists_may_lie_elsewhere(tmp_path):
         open_source(write_small(tmp_path, "market1501"), "market1501", lists_path=elsewhere)
 
 
+def split_lists(files: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The crops of Duke, and the lists of Occluded-Duke."""
+    lists = {name: data for name, data in files.items() if name.endswith(".list")}
+    return {name: data for name, data in files.items() if name not in lists}, lists
+
+
 @KINDS
 def test_lists_of_occluded_duke_are_applied_to_duke(kind, tmp_path):
-    files = small_tree("occluded-duke")
-    lists = {name: data for name, data in files.items() if name.endswith(".list")}
-    duke = {name: data for name, data in files.items() if name not in lists}
-    gone = sorted(name for name in duke if name.startswith("bounding_box_test/"))[-1]
+    duke, lists = split_lists(small_tree("occluded-duke"))
+    gone = max(name for name in duke if name.startswith("bounding_box_test/"))
     del duke[gone]
     elsewhere = write_tree(tmp_path / "Occluded_Duke", lists.items())
     if kind == "zip":
@@ -281,31 +293,58 @@ def test_lists_of_occluded_duke_are_applied_to_duke(kind, tmp_path):
     for split, name in (("train", "train.list"), ("query", "query.list"), ("gallery", "gallery.list")):
         expected = set(lists[name].decode().split()) - {gone.partition("/")[2]}
         assert {sample.name for sample in samples.values() if sample.split == split} == expected
-    moved = [one for one, sample in samples.items() if sample.split == "query" and "bounding_box_test" in one]
+    moved = [one.path for one in samples.values() if one.split == "query" and "bounding_box_test" in one.path]
     assert len(moved) == 2
+    assert sum(one.path in moved for one in samples.values()) == 3  # one of them stays in the gallery, too
     for one in moved:
         source.read(one)
     assert Counter(rejected.values()) == {Reason.OUTSIDE_SPLITS: 4 + 4, Reason.MISSING: 1}
     assert recognise(path, elsewhere).layout.name == "occluded-duke"
 
 
-def test_a_crop_that_would_have_to_be_in_two_splits_stops_it(tmp_path):
-    """In the official lists most queries are in the gallery, too, and the authors' script copies them."""
-    files = dict(small_tree("occluded-duke"))
-    there = next(name for name in files if name.startswith("query/")).partition("/")[2]
-    moved = next(name for name in files["gallery.list"].decode().split())
-    files["query.list"] += f"\n{moved}\n".encode()
-    files["gallery.list"] += f"\n{there}\n".encode()  # lies in both folders: that is no trouble
-    files[f"bounding_box_test/{there}"] = files[f"query/{there}"]
-    root = write_tree(tmp_path / "duke", files.items())
-    with pytest.raises(
-        SourceError, match=rf"query\.list': 1 of its crops, such as {moved}.*script of the lists' authors"
-    ):
-        listed(open_source(root, "occluded-duke"))
-    (root / "query" / moved).write_bytes((root / "bounding_box_test" / moved).read_bytes())
-    samples, _ = listed(open_source(root, "occluded-duke"))
-    for name in (there, moved):
-        assert sorted(one.split for one in samples.values() if one.name == name) == ["gallery", "query"]
+NAME = st.sampled_from([f"000{pid}_c{camid}_f000000{camid}.jpg" for pid in (1, 2) for camid in (1, 2)])
+
+
+@given(st.sets(st.tuples(st.sampled_from(DUKE_FOLDERS), NAME)), *[st.lists(NAME, max_size=5)] * 3)
+def test_lists_and_duke_are_what_the_authors_script_makes_of_them(places, train, query, gallery):
+    duke = {f"{folder}/{name}": f"{folder}/{name}".encode() for folder, name in places}
+    duke |= dict.fromkeys((f"{folder}/Thumbs.db" for folder in DUKE_FOLDERS), b"")
+    lists = occluded_lists(train, query, gallery)
+    expected = occluded_by_copying(duke, lists)
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_source(write_tree(Path(folder), (duke | lists).items()), "occluded-duke")
+        items = list(source.samples())
+        samples = [item for item in items if isinstance(item, Sample)]
+        made = {f"{HOME[one.split]}/{one.name}": source.read(one.path).data for one in samples}
+    assert len(samples) == len(made)
+    assert made == expected
+    reasons = Counter(item.reason for item in items if isinstance(item, Rejected))
+    lines = [*((HOME["train"], one) for one in train), *(("query", one) for one in query)]
+    lines += [(HOME["gallery"], one) for one in gallery]
+    assert reasons[Reason.DUPLICATE_KEY] == len(lines) - len(set(lines))
+    assert reasons[Reason.MISSING] == len(set(lines)) - len(samples)
+    assert reasons[Reason.OUTSIDE_SPLITS] == len(places - {tuple(one.path.split("/")) for one in samples})
+    assert reasons[Reason.NOT_AN_IMAGE] == 3
+    assert len(items) == len(samples) + reasons.total()
+
+
+def test_a_line_that_stands_twice_and_one_of_two_lists_without_a_file_are_told_below_a_wrapping_folder(tmp_path):
+    duke, lists = split_lists(small_tree("occluded-duke"))
+    first, *_ = lists["gallery.list"].decode().split()
+    lists["gallery.list"] += f"{first}\n0007_c1_f0000001.jpg\n".encode()
+    lists["query.list"] += b"0007_c1_f0000001.jpg\n"
+    write_tree(tmp_path / "wrap/duke", (duke | lists).items())
+    items = list(open_source(tmp_path, "occluded-duke").samples())
+    told = [item for item in items if isinstance(item, Rejected) and item.reason is not Reason.OUTSIDE_SPLITS]
+    assert [(item.path, item.reason, item.detail) for item in told] == [
+        (
+            f"wrap/duke/bounding_box_test/{first}",
+            Reason.DUPLICATE_KEY,
+            "gallery.list names it, after gallery.list",
+        ),
+        ("wrap/duke/query/0007_c1_f0000001.jpg", Reason.MISSING, "query.list names it"),
+        ("wrap/duke/bounding_box_test/0007_c1_f0000001.jpg", Reason.MISSING, "gallery.list names it"),
+    ]
 
 
 def test_a_folder_made_by_the_script_of_occluded_duke_needs_no_lists(tmp_path):
