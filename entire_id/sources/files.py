@@ -209,8 +209,9 @@ class ZipArchive:
         """Names of the folders directly below `path`, sorted."""
         prefix = PurePosixPath(path).parts
         depth = len(prefix)
-        parts = (PurePosixPath(name).parts for name in self._entries if is_safe_path(name))
-        return sorted({part[depth] for part in parts if part[:depth] == prefix and len(part) > depth + 1})
+        holders = {name.rstrip("/").rpartition("/")[0] for name in self._entries}  # few, of millions of names
+        parts = (PurePosixPath(holder).parts for holder in holders if is_safe_path(holder))
+        return sorted({part[depth] for part in parts if part[:depth] == prefix and len(part) > depth})
 
     def check(self, path: str) -> str | Rejected:
         """Return `path` if it is an entry that can be read, else why it cannot be used."""
