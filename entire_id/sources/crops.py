@@ -249,7 +249,7 @@ class CropSource:
         if numbers is None:
             return Rejected(path, Reason.NAME, f"expected a name like {self.layout.example}")
         if pid is not None:
-            numbers = numbers._replace(pid=pid)
+            numbers = NameParts(pid, *numbers[1:])
         if self.layout.number is not None:
             numbers = self.layout.number(folder, numbers)
         return build_sample(Sample(path.removesuffix(name), name, split, *numbers), continents)
