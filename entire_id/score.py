@@ -11,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from entire_id.errors import EvaluationError
+from entire_id.evaluation.breakdown import group_rows
 from entire_id.evaluation.camera_pairs import CameraPairCounter, CameraPairs, why_no_camera_pairs
 from entire_id.evaluation.counting import Tie
 from entire_id.evaluation.features import pool_features, score_blocks
-from entire_id.evaluation.labels import Labels
+from entire_id.evaluation.labels import Labels, PairIndex, why_none_valid
 from entire_id.evaluation.protocols import Protocol, find_protocol
 from entire_id.evaluation.ranked_lists import RankedList, rank_blocks
 from entire_id.evaluation.ranking import evaluate, evaluate_blocks
 from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
 from entire_id.evaluation.scores import Scores
-from entire_id.loading.embed import Features, read_features
+from entire_id.loading.embed import Features, crop_columns, read_features
+from entire_id.loading.reader import CropReader
 from entire_id.records import Progress, no_progress
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "ScoringConfig",
     "check_columns",
     "rank_features",
+    "read_labels",
     "read_query_gallery",
     "score",
     "score_features",
@@ -91,28 +94,42 @@ def read_query_gallery(folder: str | Path, features: str | Path) -> QueryGallery
         DatasetNotFoundError, SplitNotFoundError, ManifestError, FeaturesError, CamerasFileError: see `read_features`.
     """
     query, gallery = read_features(folder, "query", features), read_features(folder, "gallery", features)
-    labels = Labels.of(
-        query.pids,
-        gallery.pids,
-        query.camids,
-        gallery.camids,
-        query_columns=query.columns,
-        gallery_columns=gallery.columns,
-    )
-    return QueryGallery(query, gallery, labels)
+    return QueryGallery(query, gallery, _labels_of(query, gallery))
 
 
-def check_columns(crops: QueryGallery, columns: Sequence[str], protocol: str | Protocol) -> None:
-    """Make sure, before anything is scored, that there are scores by these columns.
+def read_labels(folder: str | Path) -> Labels:
+    """Return whose the crops of query and gallery are, without features.
 
     Raises:
-        EvaluationError: there is no such column, or there are no scores by camera pair.
+        DatasetNotFoundError, SplitNotFoundError, ManifestError, CamerasFileError: see `read_features`.
     """
-    known = ("camera", CAMERA_PAIR, "num_positives", *crops.query.columns)
+    with CropReader(folder, "query") as query, CropReader(folder, "gallery") as gallery:
+        return _labels_of(query, gallery)
+
+
+def _labels_of(query: Features | CropReader, gallery: Features | CropReader) -> Labels:
+    columns = [crop_columns(of) if isinstance(of, CropReader) else of.columns for of in (query, gallery)]
+    pids, camids = (query.pids, gallery.pids), (query.camids, gallery.camids)
+    return Labels.of(*pids, *camids, query_columns=columns[0], gallery_columns=columns[1])
+
+
+def check_columns(labels: Labels, columns: Sequence[str], protocol: str | Protocol) -> None:
+    """Make sure, before anything is scored, that there are scores by this protocol and these columns.
+
+    Raises:
+        EvaluationError: no query has a right crop, the protocol needs to know more of the crops, there is no such
+            column, it cannot be put into groups, or there are no scores by camera pair.
+    """
+    index = PairIndex(labels, find_protocol(protocol))
+    if not index.num_positives().any():
+        raise EvaluationError(why_none_valid(index))
+    known = ("camera", CAMERA_PAIR, "num_positives", *labels.query_columns)
     for column in columns:
         if column not in known:
             raise EvaluationError(f"the queries have no column {column!r}; there is {', '.join(known)}")
-    if CAMERA_PAIR in columns and (why := why_no_camera_pairs(crops.labels, find_protocol(protocol))):
+        if column in labels.query_columns:
+            group_rows(labels.query_columns[column], num_bins=1)
+    if CAMERA_PAIR in columns and (why := why_no_camera_pairs(labels, find_protocol(protocol))):
         raise EvaluationError(why)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from entire_id.errors import OutputExistsError
 from entire_id.records import is_utf8
 
-__all__ = ["append_line", "beside", "new_folder", "rewrite", "sync", "work_folder"]
+__all__ = ["alone", "append_line", "beside", "new_folder", "rewrite", "sync", "work_folder"]
 
+_LOCK = ".lock"
 _MARK = ".unfinished"  # made first and removed last: a work folder without it is somebody else's
 
 
@@ -139,6 +140,22 @@ def _release(work: Path, lock: int) -> None:
 def _clear(work: Path) -> None:
     for name in ("tree", "notes"):
         shutil.rmtree(work / name, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path, refusal: Exception) -> Iterator[None]:
+    """Keep other processes from working in a folder meanwhile; a process that dies lets go.
+
+    Args:
+        folder: one that is there.
+        refusal: what is raised where another process is at work there.
+    """
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would stay with the workers of one that was killed
+        except OSError as error:
+            raise refusal from error
+        yield
 
 
 def append_line(path: Path, line: str) -> None:

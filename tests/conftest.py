@@ -20,7 +20,11 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
+from entire_id.shards.pack import PackConfig, pack
+from entire_id.sources.layouts import open_source
+
 from builders import CAMERAS, crop_names, pack_folder, write_crops
+from cousins import draw_crops, small_tree, write_tree
 
 collect_ignore = ["datasets3", "pythons", "s3"]  # programs of their own environments
 
@@ -53,6 +57,15 @@ def packed(crops: Path, tmp_path: Path) -> Path:
 def packed_any(request: pytest.FixtureRequest, crops: Path, tmp_path: Path) -> Path:
     """`crops`, packed in either format."""
     return pack_folder(crops, tmp_path / "entire-id", format=request.param)
+
+
+@pytest.fixture(scope="session")
+def msmt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MSMT17: 12 train and 6 val crops of 3 people, with a shard for each of these in either split, and a test part."""
+    home = tmp_path_factory.mktemp("msmt")
+    tree = write_tree(home / "crops", draw_crops(small_tree("msmt17-v1")))
+    pack(open_source(tree, "msmt17-v1"), home / "msmt17", PackConfig(shard_rows=2))
+    return home / "msmt17"
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from entire_id.shards.verify import verify
 from entire_id.sources.layouts import LAYOUTS, open_source
 
 from brute_force import single_shot_ranks
-from builders import StoppedError, rejected_rows, settle, write_zip
+from builders import StoppedError, image_bytes, rejected_rows, settle, write_zip
 from cousins import draw_crops, folder_name, occluded_by_copying, small_tree, write_tree
 
 
@@ -153,6 +153,42 @@ def test_joined_sets_share_nobody_and_no_camera(tmp_path):
     assert len(joined.label_map) == sum(len(one.label_map) for one in train.values())
     seen = [{*joined.camids[joined.sources == number].tolist()} for number in range(len(names))]
     assert sum(map(len, seen)) == len(set().union(*seen))
+
+
+def train_crops(folder: Path, name: str, sizes: list[tuple[int, int]], first: int = 0) -> CropDataset:
+    """Pack small crops of the given sizes in turn, their pictures from number `first` on."""
+    paths = [path for path, data in small_tree(name).items() if not data]
+    drawn = {path: image_bytes(n, sizes[n % len(sizes)]) for n, path in enumerate(paths, first)}
+    tree = write_tree(folder / "crops" / folder_name(LAYOUTS[name]), (small_tree(name) | drawn).items())
+    pack(open_source(tree, name), folder / "packed", PackConfig(shard_rows=4))
+    return CropDataset(folder / "packed", "train")
+
+
+MANY_SIZES = [(20 + n % 7, 40 + n % 11) for n in range(77)]
+OTHER_SIZES = [(width + 1 + width % 2, height + 3) for width, height in MANY_SIZES]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "sizes", "first"),
+    [
+        ("dukemtmc-reid", "occluded-duke", [(24, 48)], 0),  # some of the same images
+        ("msmt17-v1", "msmt17-v2", MANY_SIZES, 770),  # all images edited
+    ],
+)
+def test_sister_sets_are_not_joined_without_a_word(tmp_path, one, other, sizes, first):
+    sets = {one: train_crops(tmp_path / "1", one, sizes), other: train_crops(tmp_path / "2", other, sizes, first)}
+    with pytest.warns(RuntimeWarning, match=f"'{one}' and '{other}' look like sister sets: .* leave one") as found:
+        assert len(join(sets).label_map) == len(sets[one].label_map) + len(sets[other].label_map)
+    assert [warning.filename for warning in found] == [__file__]
+
+
+@pytest.mark.parametrize("sizes", [[(24, 48)], [(24, 48), (25, 48)], OTHER_SIZES])
+def test_strangers_of_the_same_names_are_joined_in_silence(tmp_path, sizes):
+    """The boxes of CUHK03 are among them: detected and labeled ones are called alike, and that is all."""
+    mine = MANY_SIZES if sizes is OTHER_SIZES else sizes
+    one = train_crops(tmp_path / "1", "cuhk03-np-detected", mine)
+    other = train_crops(tmp_path / "2", "cuhk03-np-detected", sizes, 770)
+    assert len(join({"one": one, "other": other}).label_map) == 4
 
 
 def test_the_help_names_every_layout():

@@ -51,9 +51,9 @@ def test_protocols_without_camera_pairs_give_none(packed: Path, features: Path) 
     scores, pairs = score_with_camera_pairs(crops, config)
     assert pairs is None
     np.testing.assert_array_equal(scores.cmc, score(crops, config).cmc)
-    check_columns(crops, ["camera", "scene"], "multi_query")
+    check_columns(crops.labels, ["camera", "scene"], "multi_query")
     with pytest.raises(EvaluationError, match="no scores by camera pair, for protocol 'multi_query' pools queries"):
-        check_columns(crops, ["camera_pair"], "multi_query")
+        check_columns(crops.labels, ["camera_pair"], "multi_query")
 
 
 def test_configs_refuse_what_does_not_go_together() -> None:

@@ -173,7 +173,7 @@ def cross_domain(
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(train, test)
     candidates = _candidates(trained_on, model, base, joined=joined)
-    stated = {"joined": joined, "models": model or [], "training": _plain(base)}
+    stated = {"joined": joined, "models": model or [], **_trained(base, [network] if trained_on else [])}
     with _bench("cross-domain", out, device, stated, [*trained_on, *tests]) as bench:
         outcome = run(bench, candidates, tests)
     _report(outcome, out, as_json=as_json)
@@ -197,7 +197,7 @@ def architectures(
 
     trained_on, tests = _find([train], test)
     base = _on(_Training("tiny", steps, device, workers, seed, settings).config(), trained_on)
-    stated = {"networks": network, "training": _plain(base)}
+    stated = {"networks": network, **_trained(base, network)}
     with _bench("architectures", out, device, stated, [*trained_on, *tests]) as bench:
         outcome = compare_networks(bench, base, network, tests)
     _report(outcome, out, as_json=as_json)
@@ -227,7 +227,7 @@ def leave_one_out(
     trained_on, tests = _find([train], [test or train])
     base = _on(_Training(network, steps, device, workers, seed, settings).config(), trained_on)
     groups = plan_held_out(base, tests[0], by.value, only or ())
-    stated = {"by": by.value, "groups": [one.name for one in groups], "training": _plain(base)}
+    stated = {"by": by.value, "groups": [one.name for one in groups], **_trained(base, [network])}
     with _bench("leave-one-out", out, device, stated, [*trained_on, *tests]) as bench:
         outcome = run(bench, base, tests[0], by.value, groups)
     _report(outcome, out, as_json=as_json)
@@ -239,7 +239,8 @@ def intra_camera(
     out: OutOption,
     test: Annotated[str, typer.Option(metavar="DIR", help="Data set that is scored. [default: that of --train]")] = "",
     camera: Annotated[
-        list[str] | None, typer.Option(metavar="NUMBER...", help="These cameras. [default: each in turn]")
+        list[str] | None,
+        typer.Option(metavar="NUMBER...", help="These cameras. [default: each with people for a batch]"),
     ] = None,
     tune_steps: Annotated[int, typer.Option(min=1, help="Steps inside the camera.")] = 2_400,
     tune_rate: Annotated[float, typer.Option(help="Highest learning rate inside the camera.")] = 0.0008,
@@ -261,10 +262,11 @@ def intra_camera(
     base = _on(_Training(network, steps, device, workers, seed, settings).config(), trained_on)
     with usage():
         tuning = replace(base, steps=tune_steps, learning_rate=tune_rate)
-    cameras = find_cameras(base, tests[0], camera or ())
-    stated = {"cameras": list(cameras), "training": _plain(base), "tuning": _plain(tuning)}
+    which = find_cameras(base, tests[0], camera or ())
+    tuned = {"tune_steps": tune_steps, "tune_rate": tune_rate}
+    stated = {"cameras": list(which.compared), **tuned, **_trained(base, [network])}
     with _bench("intra-camera", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = run(bench, base, tuning, tests[0], cameras)
+        outcome = run(bench, base, tuning, tests[0], which)
     _report(outcome, out, as_json=as_json)
 
 
@@ -291,7 +293,7 @@ def groups(
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(train, test)
     candidates = _candidates(trained_on, model, base)
-    stated = {"by": by, "models": model or [], "training": _plain(base)}
+    stated = {"by": by, "models": model or [], **_trained(base, [network] if trained_on else [])}
     with _bench("groups", out, device, stated, [*trained_on, *tests]) as bench:
         outcome = score_groups(bench, candidates, tests, by)
     _report(outcome, out, as_json=as_json)
@@ -319,8 +321,9 @@ def size(
 
     trained_on, tests = _find([train], test)
     base = _on(_Training(network, steps, device, workers, seed, settings).config(), trained_on)
-    parts = plan_parts(base, of.value, share or (0.25, 0.5, 1.0))
-    stated = {"of": of.value, "shares": [one.share for one in parts], "training": _plain(base)}
+    with usage():
+        parts = plan_parts(base, of.value, share or (0.25, 0.5, 1.0))
+    stated = {"of": of.value, "shares": [one.share for one in parts], **_trained(base, [network])}
     with _bench("size", out, device, stated, [*trained_on, *tests]) as bench:
         outcome = score_parts(bench, parts, tests, of.value)
     _report(outcome, out, as_json=as_json)
@@ -359,7 +362,8 @@ def blur(
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(pair if retrain else train, test or pair)
     candidates = _candidates(trained_on, model, base)
-    stated = {"blur": None if pair else blur.value, "retrain": retrain, "models": model or [], "training": _plain(base)}
+    stated = {"blur": None if pair else blur.value, "retrain": retrain, "models": model or []}
+    stated |= _trained(base, [network] if trained_on else [])
     pairs = given_pairs(candidates, (tests[0], tests[1]), own=retrain) if pair else head_pairs(candidates, tests)
     with _bench("blur", out, device, stated, [*trained_on, *tests]) as bench:
         outcome = compare_blur(bench, pairs)
@@ -410,7 +414,8 @@ def _candidates(
     if not trained_on and not models:
         raise typer.BadParameter("give data sets to --train on, or a --model that is there")
     every = [trained_on] if joined and len(trained_on) > 1 else []
-    return find_candidates([*([one] for one in trained_on), *every], models or (), base)
+    with usage():
+        return find_candidates([*([one] for one in trained_on), *every], models or (), base)
 
 
 def _on(base: TrainConfig, trained_on: Sequence[DataSet]) -> TrainConfig:
@@ -419,9 +424,12 @@ def _on(base: TrainConfig, trained_on: Sequence[DataSet]) -> TrainConfig:
     return replace(base, datasets=(trained_on[0].path,))
 
 
-def _plain(base: TrainConfig) -> dict[str, Any]:
-    """Return the settings that results depend on; data sets are stated by their content."""
-    return {name: value for name, value in asdict(base).items() if name not in {"datasets", "num_workers"}}
+def _trained(base: TrainConfig, networks: Sequence[str]) -> dict[str, Any]:
+    """Return what the results of networks that are trained depend on; data sets are stated by their content."""
+    from entire_id.experiments.network import find_weights
+
+    settings = {name: value for name, value in asdict(base).items() if name not in {"datasets", "num_workers"}}
+    return {"training": settings, "weights": [find_weights(name, base.revision).identity for name in networks]}
 
 
 @contextmanager
@@ -429,13 +437,16 @@ def _bench(
     name: str, out: Path, device: Device, stated: dict[str, Any], datasets: Sequence[DataSet]
 ) -> Iterator[Bench]:
     """Begin an experiment, or go on with it."""
+    from entire_id.errors import ExperimentError
     from entire_id.evaluation.plots import check_matplotlib
     from entire_id.experiments.bench import Bench
     from entire_id.experiments.results import begin_experiment
+    from entire_id.staging import alone
 
     check_matplotlib()
     begin_experiment(out, name, stated, datasets)
-    with progress_bar() as progress:
+    refusal = ExperimentError(out, "another process is at work there. Wait for it, or name a new folder")
+    with alone(out, refusal), progress_bar() as progress:
         yield Bench(out.resolve(), device.value, progress, say)
 
 

@@ -95,12 +95,14 @@ def embed(
             mean=numbers(mean, ",", float, 3),
             std=numbers(std, ",", float, 3),
         )
-    read_manifest(folder)  # before a model is downloaded
+    name = read_manifest(folder).name  # before a model is downloaded
     if ":" in model:
         sys.path.append(str(Path.cwd()))  # where a module of the user's own lies
     out = features or features_folder(folder, model)
     with progress_bar() as progress:
         opened = open_model(model, options) if not is_trained(model) else _open_trained(model, options)
+        if caution := opened.caution(name):
+            say(caution)
         embed_folder(folder, split or ["query", "gallery"], opened, out, progress, batch_rows)
     say(f"features are in {out}")
     if all((out / f"{name}.npy").is_file() for name in ("query", "gallery")):
@@ -164,7 +166,7 @@ def evaluate(
         _check_report(folder, report, is_plain=reranking is None and not expand)
     folders = [features or features_folder(folder, model), *([] if compare is None else [compare])]
     crops = [read_query_gallery(folder, one) for one in folders]
-    check_columns(crops[0], columns, protocol)
+    check_columns(crops[0].labels, columns, protocol)
     with progress_bar() as progress:
         if CAMERA_PAIR in columns or report is not None:
             scores, pairs = score_with_camera_pairs(crops[0], config, progress)

@@ -59,7 +59,7 @@ def train(
         str, typer.Option(help="tiny, vit-ti, vit-s, vit-b (random weights); or a folder or owner/name of the Hub.")
     ] = "vit-b",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
-    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to train on, or several: train+val.")] = "train",
     stream: Annotated[bool, typer.Option("--stream", help="Read shards as they are needed.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Batches that each process takes.")] = 24_000,
     p: Annotated[int, typer.Option(min=2, help="People in a batch of one process.")] = 16,

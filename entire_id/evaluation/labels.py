@@ -14,11 +14,12 @@ from entire_id.evaluation.arrays import BoolArray, Int64Array, to_numpy
 from entire_id.evaluation.protocols import Protocol
 from entire_id.records import NO_NUMBER, UNKNOWN_CONTINENT
 
-__all__ = ["Labels", "PairIndex", "Pairs", "integers"]
+__all__ = ["Labels", "PairIndex", "Pairs", "integers", "why_none_valid"]
 
 Columns = Mapping[str, npt.ArrayLike]
 
 _MAX_INT64 = np.iinfo(np.int64).max
+_QUERIES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,6 +213,16 @@ class PairIndex:
         columns = self._by_pid[np.repeat(self._starts[start:stop], lengths) + places]
         return Pairs(rows, columns, self._is_positive(rows + start, columns))
 
+    def num_positives(self) -> Int64Array:
+        """Return (q,) how many gallery crops are right for each query."""
+        num_query = len(self.labels.query_pids)
+        blocks = ((start, min(start + _QUERIES_AT_ONCE, num_query)) for start in range(0, num_query, _QUERIES_AT_ONCE))
+        counts = []
+        for start, stop in blocks:
+            pairs = self.pairs(start, stop)
+            counts.append(np.bincount(pairs.rows[pairs.is_positive], minlength=stop - start))
+        return np.concatenate(counts)
+
     def _is_positive(self, queries: Int64Array, columns: Int64Array) -> BoolArray:
         labels = self.labels
         right = np.ones(len(queries), bool)
@@ -257,3 +268,39 @@ def _seqs(labels: Labels, protocol: Protocol) -> tuple[npt.NDArray[Any], npt.NDA
                 "another sequence for right"
             )
     return seqs
+
+
+def why_none_valid(index: PairIndex) -> str:
+    """Return why no query has a positive, in a sentence that says what to do."""
+    labels = index.labels
+    if index.is_junk_query.all():
+        return (
+            f"every query is junk: query pids are {_span(labels.query_pids)}, and protocol {index.protocol.name!r} "
+            f"skips {', '.join(map(str, index.protocol.nobody_pids))}. Were identities read from the names rightly?"
+        )
+    people = np.setdiff1d(np.intersect1d(labels.query_pids, labels.gallery_pids), index.protocol.nobody_pids)
+    if not len(people):
+        return (
+            f"no query identity is in the gallery: query pids are {_span(labels.query_pids)}, gallery pids "
+            f"{_span(labels.gallery_pids)}. Do both come from the same data set?"
+        )
+    cameras = np.union1d(labels.query_camids, labels.gallery_camids)
+    if index.protocol.positives == "other-camera" and len(cameras) == 1:
+        return (
+            f"every crop has camera {cameras[0]}, and crops of the query's own camera are ignored. Were camera numbers "
+            "read from the names rightly? c021 is camera 21; a pattern for one digit reads 0. For a set without "
+            "cameras there is protocol 'no_camera'"
+        )
+    if index.protocol.positives == "other-camera" and index.groups is None:
+        return (
+            f"the {len(people)} query identities that are in the gallery were all seen there by the query's own camera "
+            "alone, and such crops are ignored; protocol 'all_cameras' keeps them"
+        )
+    return (
+        f"of the {len(people)} query identities that are in the gallery, protocol {index.protocol.name!r} ignores "
+        "every crop"
+    )
+
+
+def _span(values: Int64Array) -> str:
+    return f"{values.min()}..{values.max()}"

@@ -20,7 +20,7 @@ from entire_id.evaluation.arrays import Int64Array, Tensor, to_numpy
 from entire_id.evaluation.blocks import checked_blocks
 from entire_id.evaluation.counting import Kernel, Tie, count_negatives
 from entire_id.evaluation.features import as_matrix, pool_features, score_blocks
-from entire_id.evaluation.labels import Labels, PairIndex, integers
+from entire_id.evaluation.labels import Labels, PairIndex, integers, why_none_valid
 from entire_id.evaluation.protocols import Protocol, find_protocol
 from entire_id.evaluation.scores import Scores, mean_over
 from entire_id.evaluation.single_shot import Identities, draw_galleries
@@ -215,7 +215,7 @@ def _scores(parts: list[Part], index: PairIndex, tie: Tie, max_rank: int) -> Sco
     first_rank, precision, penalty = joined("first_rank"), joined("average_precision"), joined("inverse_penalty")
     valid = ~np.isnan(first_rank)
     if not valid.any():
-        raise EvaluationError(_why_none_valid(index))
+        raise EvaluationError(why_none_valid(index))
     skipped = _skipped(index, valid)
     number = int(valid.sum()) if protocol.mean == "valid" else len(valid) - skipped.get("junk", 0)
     hits = joined("hits") if parts[0].hits is not None else None
@@ -269,39 +269,3 @@ def _warnings(index: PairIndex, ambiguity: float, max_rank: int) -> tuple[str, .
     if num_kept < max_rank:
         found.append(f"the gallery has {num_kept:,} crops, fewer than {max_rank} ranks: the CMC curve is flat beyond")
     return tuple(found)
-
-
-def _why_none_valid(index: PairIndex) -> str:
-    """Return why no query has a positive, in a sentence that says what to do."""
-    labels = index.labels
-    if index.is_junk_query.all():
-        return (
-            f"every query is junk: query pids are {_span(labels.query_pids)}, and protocol {index.protocol.name!r} "
-            f"skips {', '.join(map(str, index.protocol.nobody_pids))}. Were identities read from the names rightly?"
-        )
-    people = np.setdiff1d(np.intersect1d(labels.query_pids, labels.gallery_pids), index.protocol.nobody_pids)
-    if not len(people):
-        return (
-            f"no query identity is in the gallery: query pids are {_span(labels.query_pids)}, gallery pids "
-            f"{_span(labels.gallery_pids)}. Do both come from the same data set?"
-        )
-    cameras = np.union1d(labels.query_camids, labels.gallery_camids)
-    if index.protocol.positives == "other-camera" and len(cameras) == 1:
-        return (
-            f"every crop has camera {cameras[0]}, and crops of the query's own camera are ignored. Were camera numbers "
-            "read from the names rightly? c021 is camera 21; a pattern for one digit reads 0. For a set without "
-            "cameras there is protocol 'no_camera'"
-        )
-    if index.protocol.positives == "other-camera" and index.groups is None:
-        return (
-            f"the {len(people)} query identities that are in the gallery were all seen there by the query's own camera "
-            "alone, and such crops are ignored; protocol 'all_cameras' keeps them"
-        )
-    return (
-        f"of the {len(people)} query identities that are in the gallery, protocol {index.protocol.name!r} ignores "
-        "every crop"
-    )
-
-
-def _span(values: Int64Array) -> str:
-    return f"{values.min()}..{values.max()}"

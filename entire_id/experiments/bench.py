@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -12,16 +13,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.errors import EvaluationError, FeaturesError
+from entire_id.errors import EvaluationError, ExperimentError, SamplingError, SelectionError, SplitNotFoundError
+from entire_id.evaluation.labels import Labels
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.heads import blur_heads
 from entire_id.experiments.results import DataSet, Result, read_result, safe_name, write_json
-from entire_id.loading.embed import Features, embed, model_of, read_features
+from entire_id.experiments.subsets import open_training
+from entire_id.loading.embed import Features, are_features_of, embed
 from entire_id.loading.models import Device, Model, ModelOptions, is_trained, open_model
 from entire_id.records import Progress, no_progress
-from entire_id.score import QueryGallery, ScoringConfig, read_query_gallery, score
+from entire_id.score import QueryGallery, ScoringConfig, check_columns, read_labels, read_query_gallery, score
+from entire_id.shards.manifest import read_manifest
 
-__all__ = ["Bench", "Candidate", "Task", "embed_splits", "open_candidate", "score_candidate"]
+__all__ = ["Bench", "Candidate", "Task", "check_names", "embed_splits", "open_candidate", "score_candidates"]
 
 _SCORED = ("query", "gallery")
 
@@ -34,11 +38,13 @@ class Candidate:
         name: what tables call it.
         training: how it is trained; None for a model that is there.
         model: of a model that is there, what `open_model` takes, or a folder that `train` wrote.
+        start: a candidate that is trained first, with whose network the training goes on.
     """
 
     name: str
     training: TrainConfig | None = None
     model: str = ""
+    start: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +106,69 @@ class Bench:
         return self.out / "scores" / safe_name(candidate.name) / f"{task.name}.json"
 
 
-def score_candidate(bench: Bench, candidate: Candidate, tasks: Sequence[Task]) -> list[Result]:
-    """Return what a candidate scored in each task; what an earlier run stored is read.
+def score_candidates(bench: Bench, asked: Sequence[tuple[Candidate, Sequence[Task]]]) -> list[list[Result]]:
+    """Return what each candidate scored in each of its tasks; what an earlier run stored is read.
 
-    A model that is there is opened in any case, to see whether it is still the one that was scored.
+    All tasks and trainings are looked at before the first model is trained. A model that is there is opened in any
+    case, to see whether it is still the one that was scored.
 
     Raises:
-        EvaluationError: a column or a group that is asked for is not there.
+        ExperimentError: there are no candidates, two of one name, or one with too little to train on.
+        EvaluationError: a column or a group that is asked for is not there, or the protocol needs to know more.
         See `train`, `open_model`, `open_trained`, `embed` and `score` for the others.
     """
+    tasks_of: dict[Candidate, dict[Task, None]] = {}
+    for candidate, tasks in asked:
+        tasks_of.setdefault(candidate, {}).update(dict.fromkeys(tasks))
+    check_names(bench.out, tasks_of)
+    for task in {task: None for tasks in tasks_of.values() for task in tasks}:
+        _check_task(task)
+    for candidate in tasks_of:
+        _check_training(bench.out, candidate)
+    found = {candidate: _score_tasks(bench, candidate, tasks) for candidate, tasks in tasks_of.items()}
+    return [[found[candidate][task] for task in tasks] for candidate, tasks in asked]
+
+
+def check_names(out: Path, candidates: Iterable[Candidate]) -> None:
+    """Make sure that candidates can be told apart.
+
+    Raises:
+        ExperimentError: there are none, or two of one name.
+    """
+    folders = [safe_name(candidate.name) for candidate in candidates]
+    if twice := sorted(name for name in set(folders) if folders.count(name) > 1):
+        raise ExperimentError(out, f"two candidates would be called {twice[0]!r}; give them folders of other names")
+    if not folders:
+        raise ExperimentError(out, "there is nothing to score: name data sets to train on, or models")
+
+
+def _check_task(task: Task) -> None:
+    labels = read_labels(task.test.path)
+    if task.where is not None:
+        labels = labels.of_queries(_rows_asked(labels, *task.where))
+    check_columns(labels, task.columns, task.protocol)
+
+
+def _check_training(out: Path, candidate: Candidate) -> None:
+    config = candidate.training
+    if config is None or config.stream:
+        return
+    try:
+        open_training(config, config.datasets)
+    except (SamplingError, SelectionError, SplitNotFoundError) as error:
+        raise ExperimentError(out, f"{candidate.name!r} cannot be trained: {error}") from error
+
+
+def _score_tasks(bench: Bench, candidate: Candidate, tasks: Iterable[Task]) -> dict[Task, Result]:
     opened = _Opened(bench, candidate)
-    results = []
+    results = {}
     for task in tasks:
         path = bench.scores(candidate, task)
         result = read_result(path)
         if result is None or not _is_of(result, task, None if candidate.training else opened.model):
             result = _score(bench, candidate, opened.model, task)
             write_json(path, result.to_dict())
-        results.append(result)
+        results[task] = result
     return results
 
 
@@ -134,12 +185,7 @@ class _Opened:
 
 def open_candidate(bench: Bench, candidate: Candidate) -> Model:
     """Return a candidate's model, ready to run; a training that was stopped goes on."""
-    folder = candidate.model
-    if candidate.training is not None:
-        from entire_id.experiments.training import train
-
-        bench.tell(f"training {candidate.name}")
-        folder = str(train(candidate.training, bench.run(candidate), bench.progress, bench.tell).model)
+    folder = candidate.model if candidate.training is None else str(_train(bench, candidate, candidate.training))
     if is_trained(folder):
         from entire_id.experiments.network import open_trained
 
@@ -148,6 +194,17 @@ def open_candidate(bench: Bench, candidate: Candidate) -> Model:
         sys.path.append(str(Path.cwd()))  # where a module of the user's own lies
     takes_device = folder != "colour" and ":" not in folder
     return open_model(folder, ModelOptions(device=bench.device) if takes_device else None)
+
+
+def _train(bench: Bench, candidate: Candidate, config: TrainConfig) -> Path:
+    """Train a candidate, and before it the one that it goes on from; return the folder of its network."""
+    from entire_id.experiments.training import train
+
+    if candidate.start is not None and candidate.start.training is not None:
+        start = _train(bench, candidate.start, candidate.start.training)
+        config = replace(config, model=str(start.resolve()), revision=None)
+    bench.tell(f"training {candidate.name}")
+    return train(config, bench.run(candidate), bench.progress, bench.tell).model
 
 
 def _is_of(result: Result, task: Task, model: Model | None) -> bool:
@@ -180,8 +237,17 @@ def _score(bench: Bench, candidate: Candidate, model: Model, task: Task) -> Resu
         "test": task.test.facts(),
         "queries": "all" if task.where is None else " ".join(task.where),
         "asked_protocol": task.protocol,
+        "gallery_sha256": _digest(crops.gallery),
     }
     return Result.of(scores, crops.query.keys, task.columns, facts)
+
+
+def _digest(gallery: Features) -> str:
+    """Return what is the same of the same crops, in any order and with any pixels."""
+    labels = zip(gallery.keys, gallery.pids.tolist(), gallery.camids.tolist(), strict=True)
+    return hashlib.sha256(
+        "".join(f"{key}\0{pid}\0{camid}\n" for key, pid, camid in sorted(labels)).encode()
+    ).hexdigest()
 
 
 def embed_splits(
@@ -189,30 +255,31 @@ def embed_splits(
 ) -> Path:
     """Return the folder of features, which are made where they are not there. Raises as `embed`."""
     folder = bench.features(candidate, name)
-    if not _are_there(folder, model, test, splits):
+    if not are_features_of(folder, test.path, splits, model):
+        if caution := model.caution(read_manifest(test.path).name):
+            bench.tell(caution)
         embed(test.path, splits, model, folder, bench.progress)
     return folder
 
 
-def _are_there(folder: Path, model: Model, test: DataSet, splits: Iterable[str]) -> bool:
-    try:
-        if model_of(folder) != model.name:
-            return False
-        for split in splits:
-            read_features(test.path, split, folder)
-    except FeaturesError:
-        return False
-    return True
+def _rows_asked(labels: Labels, column: str, value: str) -> npt.NDArray[np.int64]:
+    """Return the numbers of the queries whose column has that value.
 
-
-def _asked(crops: QueryGallery, column: str, value: str) -> QueryGallery:
-    """Return the queries alone whose column has that value."""
-    columns: dict[str, npt.NDArray[np.generic]] = {"camera": crops.query.camids, **crops.query.columns}
+    Raises:
+        EvaluationError: there are none, or there is no such column.
+    """
+    columns = {**labels.query_columns, "camera": labels.query_camids}
     if column not in columns:
         raise EvaluationError(f"the queries have no column {column!r}; there is {', '.join(columns)}")
     rows = np.flatnonzero(columns[column].astype(str) == value)
     if not len(rows):
         raise EvaluationError(f"no query has {column} {value!r}")
+    return rows
+
+
+def _asked(crops: QueryGallery, column: str, value: str) -> QueryGallery:
+    """Return the queries alone whose column has that value."""
+    rows = _rows_asked(crops.labels, column, value)
     query = crops.query
     taken = Features(
         query.values[rows],

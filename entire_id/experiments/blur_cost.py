@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from entire_id.errors import ExperimentError
 from entire_id.evaluation.breakdown import Interval
 from entire_id.evaluation.plots import plot_intervals
-from entire_id.experiments.bench import Bench, Candidate, Task, score_candidate
-from entire_id.experiments.cross_domain import check_names
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.results import DataSet, Result, compare_results
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
+from entire_id.loading.reader import CropReader
 
 __all__ = ["BlurPair", "compare_blur", "given_pairs", "head_pairs"]
 
@@ -46,7 +47,12 @@ def given_pairs(candidates: Sequence[Candidate], sets: tuple[DataSet, DataSet], 
         candidates: who is asked; with `own` one that was trained on the plain set, and one on the blurred one.
         sets: the same crops, plain and blurred.
         own: ask each of the two of its own set, as one pair.
+
+    Raises:
+        ExperimentError: the sets do not hold the same crops, in name.
+        DatasetNotFoundError, SplitNotFoundError, ManifestError: see `CropReader`.
     """
+    _check_pair(*sets)
     plain, blurred = map(Task, sets)
     if own:
         first, second = candidates
@@ -54,18 +60,30 @@ def given_pairs(candidates: Sequence[Candidate], sets: tuple[DataSet, DataSet], 
     return [BlurPair(one.name, (one, plain), (one, blurred)) for one in candidates]
 
 
+def _check_pair(plain: DataSet, blurred: DataSet) -> None:
+    for split in ("query", "gallery"):
+        labels = []
+        for one in (plain, blurred):
+            with CropReader(one.path, split) as crops:
+                labels.append(set(zip(crops.keys, crops.pids.tolist(), crops.camids.tolist(), strict=True)))
+        if alone := sorted(labels[0] ^ labels[1]):
+            what = f"{len({key for key, _, _ in alone}):,} crops of {split} are in one of the two alone, or under other"
+            hint = f"people or cameras: {alone[0][0]!r} among them"
+            raise ExperimentError(blurred.path, f"it is not {plain.path} blurred: {what} {hint}")
+
+
 def compare_blur(bench: Bench, pairs: Sequence[BlurPair]) -> Outcome:
     """Return the scores on plain and blurred crops, and their difference on the same queries.
 
     Raises:
         ExperimentError: the two of a pair have other queries.
-        See `score_candidate` for the others.
+        See `score_candidates` for the others.
     """
-    check_names(bench.out, {candidate.name: candidate for pair in pairs for candidate, _ in _sides(pair)}.values())
+    asked = [(candidate, [task]) for pair in pairs for candidate, task in (pair.plain, pair.blurred)]
+    results = [result for (result,) in score_candidates(bench, asked)]
     rows: list[Row] = []
     series: dict[str, dict[str, Interval]] = {}
-    for pair in pairs:
-        plain, blurred = (score_candidate(bench, candidate, [task])[0] for candidate, task in _sides(pair))
+    for pair, plain, blurred in zip(pairs, results[::2], results[1::2], strict=True):
         gap = compare_results(plain, blurred, pair.name)
         rows.append((pair.name, plain.counts["num_valid_query"], *_cells(plain, blurred, gap.differences)))
         series[pair.name] = {"plain": plain.metrics["mAP"], "blurred": blurred.metrics["mAP"]}
@@ -79,10 +97,6 @@ def compare_blur(bench: Bench, pairs: Sequence[BlurPair]) -> Outcome:
 
 
 _WHAT = ("plain", "blurred", "difference")
-
-
-def _sides(pair: BlurPair) -> tuple[tuple[Candidate, Task], tuple[Candidate, Task]]:
-    return pair.plain, pair.blurred
 
 
 def _cells(plain: Result, blurred: Result, differences: Mapping[str, Interval]) -> list[Interval]:

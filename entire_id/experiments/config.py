@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from entire_id.errors import OutputExistsError, TrainingError
 from entire_id.staging import rewrite
@@ -44,7 +44,7 @@ class TrainConfig:
 
     Attributes:
         datasets: what to train on, at least one: folders, repositories or URLs. Several are joined.
-        split: of which split.
+        split: of which split, or which of one part: `train+val`.
         stream: read batches from shards as they are needed, of one data set.
         only_cameras: train on crops of these cameras alone; all by default.
         only_continents: train on crops from these continents alone; all by default.
@@ -131,6 +131,7 @@ class TrainConfig:
         Raises:
             ValueError: a setting is out of its range, or two of them do not go together.
         """
+        self._check_types()
         if not self.datasets:
             raise ValueError("datasets: there is nothing to train on")
         for name, low in _LEAST.items():
@@ -149,6 +150,11 @@ class TrainConfig:
             raise ValueError(f"people_share {self.people_share!r} is not in (0, 1]")
         self._check_sources()
 
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if not _is_a(getattr(self, name), kind):
+                raise ValueError(f"{name} {getattr(self, name)!r} is not of type {_type_name(kind)}")
+
     def _check_sources(self) -> None:
         if len(set(self.datasets)) < len(self.datasets):
             raise ValueError(f"datasets {self.datasets!r} name one twice")
@@ -160,6 +166,30 @@ class TrainConfig:
             raise ValueError("people_share needs to know all people before, which a stream does not")
         if self.side != "none" and self.stream:
             raise ValueError("side needs to know all cameras or continents before, which a stream does not")
+
+
+def _is_a(value: object, kind: Any) -> bool:  # noqa: ANN401 a type, or what typing makes of some
+    """Tell whether a value is of a type, as type checkers see it; floats are finite, and may be integers."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return True  # which words there are is said elsewhere
+    if get_origin(kind) is tuple:
+        each = [parts[0]] * len(value) if isinstance(value, tuple) and parts[-1] is ... else parts
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_is_a, value, each))
+    if parts:
+        return any(_is_a(value, part) for part in parts)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _type_name(kind: Any) -> str:  # noqa: ANN401 likewise
+    """Return what a type is called in messages.
+
+    >>> _type_name(tuple[int, int]), _type_name(float | None)
+    ('tuple[int, int]', 'float | None')
+    """
+    return kind.__name__ if kind in (int, str, bool) else "finite float" if kind is float else str(kind)
 
 
 _LEAST = {"p": 2, "k": 2, "steps": 1, "size": 1, "stride": 0, "weight_decay": 0, "max_grad_norm": 0, "num_workers": 0}

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.errors import ExperimentError
 from entire_id.evaluation.breakdown import Interval, middle_of, resample_means
 from entire_id.evaluation.plots import plot_intervals
-from entire_id.experiments.bench import Bench, Candidate, Task, score_candidate
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
-from entire_id.experiments.results import DataSet, Result, safe_name
+from entire_id.experiments.results import DataSet, Result
 from entire_id.experiments.tables import Outcome, Table
 
-__all__ = ["Spread", "check_names", "compare_networks", "cross_domain", "find_candidates", "find_spread"]
+__all__ = ["Spread", "compare_networks", "cross_domain", "find_candidates", "find_spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +85,11 @@ def _model_name(model: str) -> str:
     return path.resolve().parent.name if path.is_dir() and path.resolve().name == "model" else model
 
 
-def check_names(out: Path, candidates: Iterable[Candidate]) -> None:
-    """Make sure that candidates can be told apart.
-
-    Raises:
-        ExperimentError: there are none, or two of one name.
-    """
-    folders = [safe_name(candidate.name) for candidate in candidates]
-    if twice := sorted(name for name in set(folders) if folders.count(name) > 1):
-        raise ExperimentError(out, f"two candidates would be called {twice[0]!r}; give them folders of other names")
-    if not folders:
-        raise ExperimentError(out, "there is nothing to score: name data sets to train on, or models")
-
-
 def cross_domain(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[DataSet]) -> Outcome:
     """Return mAP and Rank-1 of every candidate on every test set, and the spread over these.
 
     Raises:
-        ExperimentError: see `check_names`.
-        See `score_candidate` for the others.
+        See `score_candidates`.
     """
     return _matrix(bench, "Cross-domain evaluation", "trained on", candidates, tests)
 
@@ -116,8 +101,8 @@ def compare_networks(bench: Bench, base: TrainConfig, networks: Sequence[str], t
 
 
 def _matrix(bench: Bench, title: str, head: str, candidates: Sequence[Candidate], tests: Sequence[DataSet]) -> Outcome:
-    check_names(bench.out, candidates)
-    found = {one: score_candidate(bench, one, [Task(test) for test in tests]) for one in candidates}
+    tasks = [Task(test) for test in tests]
+    found = dict(zip(candidates, score_candidates(bench, [(one, tasks) for one in candidates]), strict=True))
     tables = [_scores(name, metric, head, found, tests) for name, metric in (("mAP", "mAP"), ("Rank-1", "rank1"))]
     tables.append(_counts(found, tests))
     if len(tests) > 1:
@@ -133,14 +118,18 @@ def _scores(
     name: str, metric: str, head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]
 ) -> Table:
     rows = tuple((candidate.name, *(one.metrics[metric] for one in results)) for candidate, results in found.items())
-    notes = ["In percent; in brackets the 95 % interval, from people drawn with replacement."]
-    if any(_is_own(candidate, test) for candidate in found for test in tests):
-        notes.append("A row that was trained on the train part of a test set has there the score within one domain.")
-    return Table(name, (head, *(test.name for test in tests)), rows, tuple(notes))
+    note = "In percent; in brackets the 95 % interval, from people drawn with replacement."
+    return Table(name, (head, *(test.name for test in tests)), rows, (note, *_own_notes(found, tests)))
 
 
-def _is_own(candidate: Candidate, test: DataSet) -> bool:
-    return candidate.training is not None and test.path in candidate.training.datasets
+def _own_notes(candidates: Iterable[Candidate], tests: Sequence[DataSet]) -> list[str]:
+    """Return what is to be said of rows that know a test set."""
+    places = {test.path for test in tests}
+    trainings = [one.training for one in candidates if one.training is not None]
+    splits = sorted({one.split for one in trainings if not places.isdisjoint(one.datasets)})
+    return [
+        f"A row that was trained on {split!r} of a test set has there the score within one domain." for split in splits
+    ]
 
 
 def _spreads(head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]) -> Table:

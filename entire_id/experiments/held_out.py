@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from entire_id.errors import ExperimentError
+from entire_id.evaluation.labels import PairIndex
 from entire_id.evaluation.plots import plot_intervals
-from entire_id.experiments.bench import Bench, Candidate, Task, score_candidate
+from entire_id.evaluation.protocols import find_protocol
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.results import DataSet, Result, compare_results
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.integers import count_values
+from entire_id.score import read_labels
 from entire_id.shards.manifest import read_manifest
 
 __all__ = ["HeldOut", "find_groups", "leave_one_out", "plan_held_out"]
@@ -43,7 +46,7 @@ def plan_held_out(base: TrainConfig, test: DataSet, by: By, chosen: Sequence[str
         base: the training on everything, on one data set.
         test: where the groups are tested.
         by: what makes a group.
-        chosen: which groups; by default all of the train part that queries are of, too.
+        chosen: which groups; see `find_groups`.
 
     Raises:
         ExperimentError: a group that is asked for is not in both, or there are fewer than two to train on.
@@ -56,7 +59,9 @@ def plan_held_out(base: TrainConfig, test: DataSet, by: By, chosen: Sequence[str
 def find_groups(
     base: TrainConfig, test: DataSet, by: By, chosen: Sequence[str] = ()
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """Return all groups of the train part, and those of them that are asked for, by default all that have queries.
+    """Return all groups of the train part, and those of them that are asked for.
+
+    By default these are all that have a query with a right crop in the gallery.
 
     Raises:
         See `plan_held_out`.
@@ -67,14 +72,18 @@ def find_groups(
             test.path, f"camera numbers of {place} mean nothing in it. Test on the set that is trained on"
         )
     trained = _groups(CropDataset(place, base.split), by)
-    asked = _groups(CropDataset(test.path, "query"), by)
     if len(trained) < 2:
         hint = "; cameras.csv says where cameras stand: see entire-id pack" if by == "continent" else ""
         raise ExperimentError(place, f"its {base.split} part is of one {by}, {trained[0]!r}: none is left{hint}")
+    labels = read_labels(test.path)
+    is_scored = PairIndex(labels, find_protocol(_PROTOCOLS[by])).num_positives() > 0
+    queries = labels.query_camids if by == "camera" else labels.query_columns["continent"]
+    asked = set(queries[is_scored].astype(str).tolist())
     common = [name for name in trained if name in asked]
     if unknown := [name for name in chosen if name not in common] or ([] if common else ["at all"]):
         raise ExperimentError(
-            place, f"no {by} {unknown[0]} in both train part and queries; there is {', '.join(common)}"
+            place,
+            f"no {by} {unknown[0]} in both train part and queries that can be scored; there is {', '.join(common)}",
         )
     return trained, chosen or common
 
@@ -98,14 +107,13 @@ def leave_one_out(bench: Bench, base: TrainConfig, test: DataSet, by: By, groups
     A left-out continent is searched within its own crops, a camera's queries in the whole gallery.
 
     Raises:
-        See `score_candidate`.
+        See `score_candidates`.
     """
     tasks = [Task(test, _PROTOCOLS[by], where=(by, group.name)) for group in groups]
-    seen = score_candidate(bench, Candidate("everything", base), tasks)
-    unseen = [
-        score_candidate(bench, Candidate(f"without {by} {group.name}", group.training), [task])[0]
-        for group, task in zip(groups, tasks, strict=True)
-    ]
+    without = [Candidate(f"without {by} {group.name}", group.training) for group in groups]
+    asked = [(Candidate("everything", base), tasks), *((one, [task]) for one, task in zip(without, tasks, strict=True))]
+    seen, *others = score_candidates(bench, asked)
+    unseen = [result for (result,) in others]
     rows = tuple(_row(bench, group.name, *pair) for group, *pair in zip(groups, seen, unseen, strict=True))
     columns = (by, "queries", "mAP with", "mAP without", "difference", "Rank-1 with", "Rank-1 without")
     notes = (

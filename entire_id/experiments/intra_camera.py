@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from entire_id.errors import ExperimentError
 from entire_id.evaluation.plots import plot_intervals
-from entire_id.experiments.bench import Bench, Candidate, Task, open_candidate, score_candidate
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.held_out import find_groups
 from entire_id.experiments.results import DataSet, Result, compare_results
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
+from entire_id.loading.dataset import CropDataset
 
-__all__ = ["find_cameras", "intra_camera"]
+__all__ = ["Cameras", "find_cameras", "intra_camera"]
 
 _VARIANTS = ("across", "fine-tuned", "inside alone")
 
 
-def find_cameras(base: TrainConfig, test: DataSet, chosen: Sequence[str] = ()) -> tuple[int, ...]:
-    """Return the cameras that are compared: by default all of the train part that queries are of, too.
+@dataclass(frozen=True, slots=True)
+class Cameras:
+    """Which cameras are compared.
+
+    Attributes:
+        compared: these.
+        left_out: those that have queries, but too few people to train on.
+    """
+
+    compared: tuple[int, ...]
+    left_out: tuple[int, ...] = ()
+
+
+def find_cameras(base: TrainConfig, test: DataSet, chosen: Sequence[str] = ()) -> Cameras:
+    """Return the cameras that are compared: those asked for, or all of `find_groups` with people for a batch.
 
     Raises:
-        ExperimentError: a camera that is asked for is not in both, or there is only one.
+        ExperimentError: a camera that is asked for is not in both, there is only one, or none has people enough.
         DatasetNotFoundError, SplitNotFoundError, ManifestError: see `CropDataset`.
     """
-    return tuple(map(int, find_groups(base, test, "camera", chosen)[1]))
+    asked = tuple(map(int, find_groups(base, test, "camera", chosen)[1]))
+    if chosen:
+        return Cameras(asked)
+    (place,) = base.datasets
+    crops = CropDataset(place, base.split)
+    seen = np.unique(np.stack([crops.camids, crops.pids]), axis=1)[0]
+    found = {camid: int((seen == camid).sum()) >= base.p for camid in asked}
+    if not any(found.values()):
+        raise ExperimentError(place, f"no camera has seen {base.p} people, as many as a batch takes; lower p")
+    compared = tuple(camid for camid, is_enough in found.items() if is_enough)
+    return Cameras(compared, tuple(camid for camid, is_enough in found.items() if not is_enough))
 
 
-def intra_camera(
-    bench: Bench, base: TrainConfig, tuning: TrainConfig, test: DataSet, cameras: Sequence[int]
-) -> Outcome:
+def intra_camera(bench: Bench, base: TrainConfig, tuning: TrainConfig, test: DataSet, which: Cameras) -> Outcome:
     """Return what three models score on the queries of each camera, searched in the whole gallery.
 
     One is trained across all cameras; one goes on from there with the crops of that camera alone; one is trained on
@@ -40,25 +65,30 @@ def intra_camera(
         base: the training across cameras.
         tuning: the training that goes on, but for model and cameras.
         test: whose queries are asked.
-        cameras: which cameras.
+        which: the cameras.
 
     Raises:
-        See `score_candidate`.
+        See `score_candidates`.
     """
+    cameras = which.compared
     tasks = [Task(test, where=("camera", str(camera))) for camera in cameras]
     across = Candidate("across cameras", base)
-    open_candidate(bench, across)
-    start = replace(tuning, model=str(bench.run(across).resolve() / "model"), revision=None)
-    found = [score_candidate(bench, across, tasks)]
-    for name, config in (("fine-tuned inside", start), ("inside alone", base)):
-        inside = [Candidate(f"{name} camera {one}", replace(config, only_cameras=(one,))) for one in cameras]
-        found.append([score_candidate(bench, one, [task])[0] for one, task in zip(inside, tasks, strict=True)])
+    inside = [
+        Candidate(f"{name} camera {camera}", replace(config, only_cameras=(camera,)), start=start)
+        for name, config, start in (("fine-tuned inside", tuning, across), ("inside alone", base, None))
+        for camera in cameras
+    ]
+    asked = [(across, tasks), *((one, [task]) for one, task in zip(inside, tasks * 2, strict=True))]
+    first, *others = score_candidates(bench, asked)
+    alone = [result for (result,) in others]
+    found = [first, alone[: len(cameras)], alone[len(cameras) :]]
     rows = tuple(_row(bench, camera, *three) for camera, *three in zip(cameras, *found, strict=True))
     columns = ("camera", "queries", *(f"mAP {name}" for name in _VARIANTS), "fine-tuned less across")
     notes = (
         "Across: trained on all cameras. Fine-tuned: gone on from there with the crops of the camera alone. Inside "
         "alone: trained on these from the start. The difference is on the same queries, with its paired 95 % interval.",
         f"Scored by protocol {found[0][0].facts['protocol']}: the right crops of a query are those of other cameras.",
+        *_left_out(base, which),
     )
     series = {
         name: {str(camera): one.metrics["mAP"] for camera, one in zip(cameras, results, strict=True)}
@@ -66,6 +96,13 @@ def intra_camera(
     }
     plots = {"scores": plot_intervals(series, ("camera of the queries", "mAP (%)"), joined=False)}
     return Outcome("Training inside one camera", (Table("By camera", columns, rows, notes),), plots)
+
+
+def _left_out(base: TrainConfig, which: Cameras) -> list[str]:
+    if not which.left_out:
+        return []
+    names = ", ".join(map(str, which.left_out))
+    return [f"Left out, with fewer than {base.p} people in {base.split!r}, as many as a batch takes: camera {names}."]
 
 
 def _row(bench: Bench, camera: int, across: Result, tuned: Result, alone: Result) -> Row:

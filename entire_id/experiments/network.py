@@ -113,6 +113,7 @@ class NetworkFacts:
         std: of R, G, B.
         stride: px from one patch to the next; 0 is the patch's own size.
         side: what it is told of a crop besides its pixels.
+        side_of: name of the data set whose cameras these are; "" for continents, which are the same everywhere.
         side_values: cameras or continents that it knows; it is told the mean of them of any other.
         side_scale: factor of what it learned of them.
         test_feature: see `TrainConfig`.
@@ -124,6 +125,7 @@ class NetworkFacts:
     std: Triple
     stride: int
     side: Side
+    side_of: str
     side_values: tuple[int | str, ...]
     side_scale: float
     test_feature: str
@@ -363,7 +365,7 @@ def _take_over(network: ReidNetwork, folder: Path) -> None:
         if old != new:
             raise ModelError(str(folder), f"it was trained with {name} {old}, and is to go on with {new}")
     anew = {"classifier.weight"}
-    if (before.side, before.side_values) != (now.side, now.side_values):
+    if any(getattr(before, name) != getattr(now, name) for name in ("side", "side_of", "side_values")):
         anew.add("side")
     kept = {name: tensor for name, tensor in state.items() if name not in anew}
     found = network.load_state_dict(kept, strict=False)
@@ -400,8 +402,8 @@ def save_trained(network: ReidNetwork, folder: Path, weights: Mapping[str, torch
 def open_trained(folder: str | Path, device: Device = "auto") -> Model:
     """Return the network that `train` wrote, ready to embed crops.
 
-    With side information it asks to be told camera or continent of every crop; of one that it does not know it takes
-    the mean.
+    With side information it asks to be told camera or continent of every crop; of one that it does not know, such as
+    any camera of a data set of another name, it takes the mean.
 
     Args:
         folder: `model` or one of `weights` in the folder of a training.
@@ -439,7 +441,8 @@ def open_trained(folder: str | Path, device: Device = "auto") -> Model:
 
     described = preprocessing.facts() | {"output": f"{facts.test_feature} the BNNeck", "stride": facts.stride}
     column = {"none": "", "camera": "camid", "continent": "continent"}[facts.side]
-    return probed(_trained_identity(folder), run, described | {"side": facts.side}, where, column)
+    told = {"side": facts.side} | ({"side_of": facts.side_of} if facts.side_of else {})
+    return probed(_trained_identity(folder), run, described | told, where, column, facts.side_of)
 
 
 def _read_facts(folder: Path) -> NetworkFacts:

@@ -10,9 +10,8 @@ from typing import Any, Literal
 from entire_id.errors import ExperimentError
 from entire_id.evaluation.breakdown import Interval
 from entire_id.evaluation.plots import plot_intervals
-from entire_id.experiments.bench import Bench, Candidate, Task, score_candidate
+from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
-from entire_id.experiments.cross_domain import check_names
 from entire_id.experiments.results import DataSet
 from entire_id.experiments.subsets import nested_share, training_crops
 from entire_id.experiments.tables import Outcome, Row, Share, Table
@@ -32,17 +31,17 @@ def score_groups(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[
 
     Raises:
         EvaluationError: the queries of a data set have no such column, or it cannot be put into groups.
-        ExperimentError: see `check_names`.
-        See `score_candidate` for the others.
+        See `score_candidates` for the others.
     """
-    check_names(bench.out, candidates)
+    tasks = [Task(test, columns=(column,)) for test in tests]
+    scored = score_candidates(bench, [(one, tasks) for one in candidates])
     rows: list[Row] = []
     series: dict[str, dict[str, Interval]] = {}
-    for candidate in candidates:
-        for result in score_candidate(bench, candidate, [Task(test, columns=(column,)) for test in tests]):
-            groups, test = result.groups[column], str(result.facts["test"]["name"])
-            rows += [(candidate.name, test, *_of_group(name, group)) for name, group in groups.items()]
-            name = " on ".join([candidate.name] * (len(candidates) > 1) + [test])
+    for candidate, results in zip(candidates, scored, strict=True):
+        for test, result in zip(tests, results, strict=True):
+            groups = result.groups[column]
+            rows += [(candidate.name, test.name, *_of_group(name, group)) for name, group in groups.items()]
+            name = " on ".join([candidate.name] * (len(candidates) > 1) + [test.name])
             series[name] = {name: _precision(group) for name, group in groups.items()}
     columns = ("model", "test set", column, "queries", "mAP", "Rank-1", "mINP")
     notes = (
@@ -122,10 +121,10 @@ def score_parts(bench: Bench, parts: Sequence[Part], tests: Sequence[DataSet], o
     """Return what models score that were trained on parts of a data set, as many steps on each.
 
     Raises:
-        See `score_candidate`.
+        See `score_candidates`.
     """
     tasks = [Task(test) for test in tests]
-    results = [score_candidate(bench, part.candidate, tasks) for part in parts]
+    results = score_candidates(bench, [(part.candidate, tasks) for part in parts])
     rows = tuple(
         (Share(part.share), *part.counts.values(), *(one.metrics["mAP"] for one in scored))
         for part, scored in zip(parts, results, strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ import numpy.typing as npt
 from entire_id.errors import EvaluationError, MissingExtraError
 from entire_id.evaluation.plots import plot_plane
 from entire_id.experiments.bench import Bench, Candidate, embed_splits, open_candidate
-from entire_id.experiments.cross_domain import check_names
 from entire_id.experiments.gap import measure_gap
 from entire_id.experiments.results import DataSet, safe_name, write_json
 from entire_id.experiments.tables import Outcome, Row, Table
-from entire_id.loading.embed import read_features
+from entire_id.loading.embed import Features, read_features
+from entire_id.loading.reader import CropReader
 
 __all__ = ["ProjectionConfig", "check_sklearn", "project_sets"]
 
@@ -73,13 +72,16 @@ def project_sets(bench: Bench, candidate: Candidate, sets: Sequence[DataSet], co
         See `open_candidate` and `embed` for the others.
     """
     check_sklearn()
-    check_names(bench.out, [candidate])
+    rows = [_choose(one, config) for one in sets]
+    if (num_crops := sum(map(len, rows))) <= 3 * config.perplexity:
+        few = f"{num_crops} crops; it needs more than three times as many"
+        raise EvaluationError(f"perplexity {config.perplexity:g} is too high for {few}")
     model = open_candidate(bench, candidate)
     taken = {}
-    for one in sets:
+    for one, chosen in zip(sets, rows, strict=True):
         name = f"{safe_name(one.name)}.{config.split}"
         folder = embed_splits(bench, candidate, model, one, name, (config.split,))
-        taken[one.name] = _take(one, folder, config)
+        taken[one.name] = _take(one, read_features(one.path, config.split, folder), chosen)
     points = _plane(np.concatenate([one.values for one in taken.values()]), config)
     columns = {"set": np.repeat(list(taken), [len(one.keys) for one in taken.values()])}
     for column in ("continent", "camera"):
@@ -91,11 +93,18 @@ def project_sets(bench: Bench, candidate: Candidate, sets: Sequence[DataSet], co
     return Outcome(f"Features of {candidate.name}", (_gaps(taken),), plots)
 
 
-def _take(one: DataSet, folder: Path, config: ProjectionConfig) -> _Taken:
-    features = read_features(one.path, config.split, folder)
-    known = np.flatnonzero(features.pids >= 0)
+def _choose(one: DataSet, config: ProjectionConfig) -> npt.NDArray[np.int64]:
+    """Return the rows of the crops that are drawn, ascending."""
+    with CropReader(one.path, config.split) as crops:
+        pids = crops.pids
     rng = np.random.default_rng((config.seed, *one.content_sha256.encode()))
-    rows = np.sort(rng.permutation(known)[: config.crops])
+    rows = np.sort(rng.permutation(np.flatnonzero(pids >= 0))[: config.crops])
+    if (num_people := len(np.unique(pids[rows]))) < 2:
+        raise EvaluationError(f"{one.name}: a domain gap needs at least 2 people in {config.split}, not {num_people}")
+    return rows
+
+
+def _take(one: DataSet, features: Features, rows: npt.NDArray[np.int64]) -> _Taken:
     cameras = np.char.add(f"{one.name} ", features.camids[rows].astype(str))
     columns = {"camera": cameras, "continent": features.columns["continent"][rows].astype(str)}
     return _Taken(features.values[rows], features.pids[rows], [features.keys[row] for row in rows.tolist()], columns)
@@ -105,9 +114,6 @@ def _plane(values: npt.NDArray[np.float32], config: ProjectionConfig) -> npt.NDA
     """Return (n, 2) places of n features, which are given unit length."""
     from sklearn.manifold import TSNE
 
-    if len(values) <= 3 * config.perplexity:
-        few = f"{len(values)} crops; it needs more than three times as many"
-        raise EvaluationError(f"perplexity {config.perplexity:g} is too high for {few}")
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     tsne = TSNE(2, perplexity=config.perplexity, init="pca", random_state=config.seed)
     places: npt.NDArray[np.float64] = tsne.fit_transform(unit).astype(np.float64)

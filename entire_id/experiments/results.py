@@ -267,11 +267,14 @@ def compare_results(first: Result, second: Result, where: str | Path) -> Compari
         where: what is compared, for messages.
 
     Raises:
-        ExperimentError: they are not of the same queries, or not by the same protocol.
+        ExperimentError: they are not of the same queries and gallery, or not by the same protocol.
     """
     for name in ("protocol", "tie"):
         if first.facts[name] != second.facts[name]:
             raise ExperimentError(where, f"{name} {first.facts[name]!r} and {second.facts[name]!r} cannot be compared")
+    if first.facts["gallery_sha256"] != second.facts["gallery_sha256"]:
+        counts = " and ".join(f"{one.counts['num_gallery']:,}" for one in (first, second))
+        raise ExperimentError(where, f"the two searched other crops: galleries of {counts}, or of other people")
     order = {key: row for row, key in enumerate(second.keys)}
     if order.keys() != set(first.keys):
         alone = sorted(order.keys() ^ set(first.keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import xxhash
@@ -11,9 +11,12 @@ import xxhash
 from entire_id.experiments.config import TrainConfig
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.integers import count_values
+from entire_id.loading.joining import join
+from entire_id.loading.sampler import PKSampler
 from entire_id.loading.selection import Selection
+from entire_id.loading.transforms import Transform
 
-__all__ = ["find_selection", "nested_share", "training_crops"]
+__all__ = ["find_selection", "nested_share", "open_training", "training_crops"]
 
 _Value = TypeVar("_Value", int, str)
 
@@ -43,6 +46,29 @@ def find_selection(config: TrainConfig, place: str) -> Selection:
         return select
     people = CropDataset(place, config.split, select=select).label_map.pids
     return Selection(select.cameras, select.continents, nested_share(people, config.people_share, config.seed))
+
+
+def open_training(
+    config: TrainConfig, places: Sequence[str], transform: Transform | None = None
+) -> tuple[CropDataset, PKSampler]:
+    """Return the crops that a training takes, joined if they are of several data sets, and its batches.
+
+    Args:
+        config: the training, which is no stream.
+        places: where its data sets lie by now, such as at a commit.
+        transform: what is done to the pixels.
+
+    Raises:
+        SamplingError: there are too few people for a batch.
+        See `find_selection` for the others.
+    """
+    ones = {
+        path: CropDataset(place, config.split, select=find_selection(config, place), transform=transform)
+        for path, place in zip(config.datasets, places, strict=True)
+    }
+    crops = join(ones) if len(ones) > 1 else next(iter(ones.values()))
+    sampler = PKSampler(crops.pids, config.p, config.k, camids=crops.camids, seqs=crops.seqs, seed=config.seed)
+    return crops, sampler
 
 
 def training_crops(config: TrainConfig, place: str) -> dict[str, int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,22 +30,19 @@ from entire_id.experiments.network import (
     normalisation,
     save_trained,
 )
-from entire_id.experiments.subsets import find_selection
-from entire_id.loading.dataset import CropDataset
+from entire_id.experiments.subsets import find_selection, open_training
 from entire_id.loading.files import open_files
 from entire_id.loading.index import fetch_manifest
-from entire_id.loading.joining import join
 from entire_id.loading.models import first_line
 from entire_id.loading.sampler import PKSampler
 from entire_id.loading.stream import PKStream
 from entire_id.loading.transforms import TrainTransform
 from entire_id.records import Progress, no_progress
-from entire_id.staging import append_line, new_folder, rewrite, sync
+from entire_id.staging import alone, append_line, new_folder, rewrite, sync
 
 __all__ = ["TrainReport", "train"]
 
 _CHECKPOINT, _METRICS, _LABELS, _MODEL = "checkpoint.safetensors", "metrics.jsonl", "labels.json", "model"
-_LOCK = ".lock"
 _MOMENTUM = "momentum_buffer"
 
 
@@ -119,12 +115,16 @@ def train(
         claim_run(out, config, facts, notes)
     accelerator.wait_for_everyone()
     tell(weights.summary())
-    alone = _alone(out) if accelerator.is_main_process else nullcontext()
-    with alone, torch.random.fork_rng([] if is_cpu else [device.index or 0]):
+    refusal = TrainingError(out, "another process trains into it. Wait for it, or name a new folder")
+    with (
+        alone(out, refusal) if accelerator.is_main_process else nullcontext(),
+        torch.random.fork_rng([] if is_cpu else [device.index or 0]),
+    ):
         torch.manual_seed(config.seed)
         mean, std = normalisation(config, weights)
-        source = _Source(config, [place["name"] for place in places], _transform(config, mean, std), device)
-        side = (config.side, source.side_values, config.side_scale)
+        source = _Source(config, [place["place"] for place in places], _transform(config, mean, std), device)
+        side_of = places[0]["dataset"] if config.side == "camera" else ""
+        side = (config.side, side_of, source.side_values, config.side_scale)
         shape = NetworkFacts(config.size, mean, std, config.stride, *side, config.test_feature, len(source.label_map))
         training = _Training(config, out, accelerator, source, new_network(weights, shape))
         return training.run(writer_of, progress, tell)
@@ -142,23 +142,13 @@ def _packages() -> tuple[Any, Any]:
     return accelerate, SummaryWriter
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep other processes from training into the folder meanwhile; a process that dies lets go."""
-    with (out / _LOCK).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would stay with the workers of one that was killed
-        except OSError as error:
-            raise TrainingError(out, "another process trains into it. Wait for it, or name a new folder") from error
-        yield
-
-
 def _place(path: str) -> dict[str, str]:
-    """Return the facts of a data set; its name is that of the commit where it lies on the Hub."""
+    """Return the facts of a data set: where it lies, with the commit on the Hub, and what it is called and holds."""
     files = open_files(path)
     manifest = fetch_manifest(files)
     name = path if files.is_local else files.name
-    return {"name": name, "version": manifest.version, "content_sha256": manifest.content_sha256}
+    facts = {"dataset": manifest.name, "version": manifest.version, "content_sha256": manifest.content_sha256}
+    return {"place": name, **facts}
 
 
 def _transform(config: TrainConfig, mean: Triple, std: Triple) -> TrainTransform:
@@ -187,15 +177,14 @@ class _Source:
         self.side_values: tuple[int | str, ...] = ()
         self._place: PKSampler | PKStream
         self._loader: DataLoader[Any]
-        who = (config.p, config.k)
         if config.stream:
             select = find_selection(config, places[0])
+            who = (config.p, config.k)
             stream = PKStream(places[0], config.split, *who, seed=config.seed, select=select, transform=transform)
             self._place, self.label_map = stream, stream.label_map
             self._loader = DataLoader(stream, batch_size=None, **options)
             return
-        crops = _crops(config, places, transform)
-        sampler = PKSampler(crops.pids, *who, camids=crops.camids, seqs=crops.seqs, seed=config.seed)
+        crops, sampler = open_training(config, places, transform)
         self._place, self.label_map = sampler, crops.label_map
         self._loader = DataLoader(crops, batch_sampler=sampler, **options)  # type: ignore[arg-type]
         if config.side == "camera":
@@ -239,14 +228,6 @@ class _Batch:
     images: torch.Tensor
     labels: torch.Tensor
     side: torch.Tensor | None
-
-
-def _crops(config: TrainConfig, places: Sequence[str], transform: TrainTransform) -> CropDataset:
-    ones = {
-        path: CropDataset(place, config.split, select=find_selection(config, place), transform=transform)
-        for path, place in zip(config.datasets, places, strict=True)
-    }
-    return join(ones) if len(ones) > 1 else next(iter(ones.values()))
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A split as a map-style data set for training: crops by number, with labels, in any process."""
+"""A split, or train and val, as a map-style data set for training: crops by number, with labels, in any process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from entire_id.loading.files import FetchOptions, Files, open_files
 from entire_id.loading.index import ShardIndex, open_index
 from entire_id.loading.integers import count_values
 from entire_id.loading.rows import RowReader
-from entire_id.loading.selection import LabelMap, Selection
+from entire_id.loading.selection import LabelMap, Selection, named_splits
 from entire_id.loading.transforms import Transform, crop_generator
 from entire_id.records import PART_OF_SPLIT
 
@@ -82,7 +82,7 @@ class Draw(int):
 
 
 class CropDataset:
-    """Crops of one split, for `torch.utils.data.DataLoader` and any other loop. Needs no torch.
+    """Crops of a split, or of `train+val`, for `torch.utils.data.DataLoader` and any other loop. Needs no torch.
 
     An item is a dict:
 
@@ -130,7 +130,8 @@ class CropDataset:
 
         Args:
             path: a folder, a repository or a URL; see `open_files`.
-            split: `train`, `val`, `query` or `gallery`.
+            split: `train`, `val`, `query` or `gallery`; or two whose people are numbered together, `train+val` or
+                `query+gallery`: the crops of one, then those of the other.
             select: which of its crops; all but junk and distractors by default.
             labels: classes that a model knows already; by default 0…n-1 over the sorted pids of the selection.
             transform: what is done to the pixels of a crop, see `Transform`; torchvision's go through `on_pil`.
@@ -143,16 +144,19 @@ class CropDataset:
             SplitNotFoundError: it has no such split.
             ManifestError: a file is not what the manifest says.
             DownloadError: a remote file cannot be fetched.
-            SelectionError: no crop is left, or `labels` do not know somebody, or number people otherwise.
+            SelectionError: no crop is left, `labels` do not know somebody, or number people otherwise, or splits are
+                named together that number theirs apart, or one of them twice.
             ValueError: a transform of bytes.
         """
         reading = reading or ReadOptions()
         files = open_files(path, reading.fetch)
         self.name = files.name
         self.transform, self.decode, self.reading = transform, decode, reading
-        index = _selected_index(files, split, select or Selection())
-        self.pid_space, self.camid_space = f"{files.content}/{PART_OF_SPLIT[split]}", files.content
-        self._set_up(index, PART_OF_SPLIT[split], labels)
+        splits = named_splits(self.name, split)
+        index = _selected_index(files, splits, select or Selection())
+        part = PART_OF_SPLIT[splits[0]]
+        self.pid_space, self.camid_space = f"{files.content}/{part}", files.content
+        self._set_up(index, part, labels)
 
     def _set_up(self, index: ShardIndex, numbering: str, labels: LabelMap | None) -> None:
         if self.transform is not None and not self.decode:
@@ -321,7 +325,7 @@ def _process_seed() -> int | None:
     return None if torch is None else int(torch.initial_seed())
 
 
-def _selected_index(files: Files, split: str, select: Selection) -> ShardIndex:
-    index = open_index(files, split)
-    mask = select.mask(index, f"{files.name}: {split}")
-    return index if mask.all() else index.take(mask, partial(_selected_index, files, split, select))
+def _selected_index(files: Files, splits: tuple[str, ...], select: Selection) -> ShardIndex:
+    index = open_index(files, splits)
+    mask = select.mask(index, f"{files.name}: {'+'.join(splits)}")
+    return index if mask.all() else index.take(mask, partial(_selected_index, files, splits, select))

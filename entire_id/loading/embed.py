@@ -25,7 +25,7 @@ from entire_id.shards.manifest import read_manifest
 from entire_id.sources.cameras import read_cameras
 from entire_id.staging import new_folder, sync
 
-__all__ = ["Features", "embed", "features_folder", "model_of", "read_features"]
+__all__ = ["Features", "are_features_of", "crop_columns", "embed", "features_folder", "model_of", "read_features"]
 
 _FACTS_FILE = "features.json"
 _NEEDED_FACTS = {"model", "content_sha256"}  # all that the first versions wrote
@@ -107,12 +107,7 @@ def embed(
     out = Path(out)
     content = read_manifest(folder).content_sha256
     opened = open_model(model) if isinstance(model, str) else model
-    facts = {
-        "model": opened.name,
-        "content_sha256": content,
-        "dim": opened.dim,
-        "preprocessing": dict(opened.facts),
-    }
+    facts = _facts_of(opened, content)
     with new_folder(out, _is_features, _GO_ON_AFTER) as tree:
         how = json.dumps([facts, batch_rows, opened.device], sort_keys=True)
         work = _Work(tree, tree.parent / "notes", hashlib.sha256(how.encode()).hexdigest())
@@ -127,6 +122,12 @@ def embed(
                 _write_keys(tree / f"{split}.keys.npy", reader.keys)
         (tree / _FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
     return out
+
+
+def _facts_of(model: Model, content: str) -> dict[str, Any]:
+    """Return what `features.json` says of the features that a model makes of a content."""
+    preprocessing = json.loads(json.dumps(model.facts))
+    return {"model": model.name, "content_sha256": content, "dim": model.dim, "preprocessing": preprocessing}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def _write_features(reader: CropReader, model: Model, work: _Work, progress: Pro
     path, done = work.tree / f"{split}.npy", work.rows_done(split)
     header = _npy_header(np.float32, num_rows, model.dim)
     noted_s = time.monotonic()
-    column = reader.meta[model.column].to_numpy() if model.column else None
+    column = reader.meta[model.column].to_numpy() if model.knows(reader.manifest.name) else None
     with path.open("r+b" if done else "wb", buffering=0) as file:
         _write(file, b"" if done else header, path)
         file.truncate(len(header) + 4 * done * model.dim)
@@ -246,6 +247,22 @@ def model_of(features: str | Path) -> str:
     return str(facts["model"])
 
 
+def are_features_of(features: str | Path, folder: str | Path, splits: Sequence[str], model: Model) -> bool:
+    """Tell whether a folder holds the features that a model makes of all `splits` of a data set.
+
+    Raises:
+        DatasetNotFoundError, SplitNotFoundError, ManifestError, CamerasFileError: see `read_features`.
+    """
+    if _read_facts(Path(features)) != _facts_of(model, read_manifest(folder).content_sha256):
+        return False
+    try:
+        for split in splits:
+            read_features(folder, split, features)
+    except FeaturesError:
+        return False
+    return True
+
+
 def read_features(folder: str | Path, split: str, features: str | Path) -> Features:
     """Return the features of `split`, joined with its labels by key.
 
@@ -275,9 +292,7 @@ def read_features(folder: str | Path, split: str, features: str | Path) -> Featu
             raise FeaturesError(features, f"they were made of another content than that of {folder}")
         if len(values) != len(reader) or not _are_keys(keys, reader.keys):
             raise FeaturesError(features, f"their keys are not those of {split}")
-        columns = {name: reader.meta[name].to_numpy() for name in _COLUMNS}
-        described = _camera_columns(Path(folder), reader.camids)
-        return Features(np.asarray(values), reader.pids, reader.camids, reader.keys, described | columns)
+        return Features(np.asarray(values), reader.pids, reader.camids, reader.keys, crop_columns(reader))
 
 
 def _are_keys(stored: npt.NDArray[Any], keys: Sequence[str]) -> bool:
@@ -285,6 +300,16 @@ def _are_keys(stored: npt.NDArray[Any], keys: Sequence[str]) -> bool:
         stored[start : start + _KEYS_AT_ONCE].tolist() == keys[start : start + _KEYS_AT_ONCE]
         for start in range(0, len(keys), _KEYS_AT_ONCE)
     )
+
+
+def crop_columns(reader: CropReader) -> dict[str, npt.NDArray[Any]]:
+    """Return what is known of the crops of a split besides person and camera: see `Features.columns`.
+
+    Raises:
+        CamerasFileError: `cameras.csv` is malformed.
+    """
+    described = _camera_columns(Path(reader.folder), reader.camids)
+    return described | {name: reader.meta[name].to_numpy() for name in _COLUMNS}
 
 
 def _camera_columns(folder: Path, camids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:

@@ -34,7 +34,8 @@ def load(
         path: a packed folder, or a repository `owner/name` on the Hugging Face Hub, also `owner/name@v1.0.0`. A folder
             of that name wins; `hf://datasets/owner/name` always means the Hub.
         config: `default`, `test` (query and gallery), `meta` (no pixels), or a continent.
-        split: `train`, `val`, `query` or `gallery`; a slice such as `gallery[:100]` unless streaming. All by default.
+        split: `train`, `val`, `query` or `gallery`; several, `train+val`; a slice such as `gallery[:100]` unless
+            streaming. All by default.
         streaming: read rows as they are asked for, instead of converting all of them first.
         revision: branch, tag or commit of a repository; its default branch by default.
 

@@ -47,6 +47,7 @@ __all__ = [
     "concat_indexes",
     "damage",
     "fetch_manifest",
+    "find_shards",
     "open_index",
     "read_meta_table",
     "read_shard_meta",
@@ -378,12 +379,24 @@ def fetch_manifest(files: Files) -> Manifest:
     return manifest
 
 
-def open_index(files: Files, split: str, manifest: Manifest | None = None) -> ShardIndex:
-    """Return the rows of all shards of a split, in their order. Remote meta files are read several at once.
+def find_shards(name: str, manifest: Manifest, splits: tuple[str, ...]) -> list[Shard]:
+    """Return the shards of some splits, one split after the other, each in the order of the manifest.
+
+    Raises:
+        SplitNotFoundError: there is no such split in the data set called `name`.
+    """
+    for split in splits:
+        if split not in manifest.splits:
+            raise SplitNotFoundError(name, split, manifest.splits)
+    return [shard for split in splits for shard in manifest.shards if shard.split == split]
+
+
+def open_index(files: Files, splits: tuple[str, ...], manifest: Manifest | None = None) -> ShardIndex:
+    """Return the rows of all shards of some splits, as `find_shards` orders them. Remote meta files are read at once.
 
     Args:
         files: the data set.
-        split: `train`, `val`, `query` or `gallery`.
+        splits: of `train`, `val`, `query` and `gallery`.
         manifest: what `fetch_manifest` gave; fetched by default.
 
     Raises:
@@ -393,11 +406,9 @@ def open_index(files: Files, split: str, manifest: Manifest | None = None) -> Sh
         DownloadError, RepositoryNotFoundError: a file cannot be fetched.
     """
     manifest = manifest or fetch_manifest(files)
-    shards = [shard for shard in manifest.shards if shard.split == split]
-    if not shards:
-        raise SplitNotFoundError(files.name, split, manifest.splits)
+    shards = find_shards(files.name, manifest, splits)
     num_rows = sum(shard.rows for shard in shards)
-    rebuild = partial(open_index, files, split)
+    rebuild = partial(open_index, files, splits)
     if files.is_local:
         return concat_indexes((_sized(read_shard_meta(files, manifest, shard)) for shard in shards), num_rows, rebuild)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +14,14 @@ import numpy.typing as npt
 from entire_id.errors import SelectionError
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.index import ShardIndex, arrow_array, concat_indexes
+from entire_id.loading.integers import count_values
 from entire_id.loading.selection import LabelMap
 
 __all__ = ["join"]
 
 _MIN_PID_STEP, _MIN_CAMID_STEP = 10**6, 10**3  # between data sets, so that numbers are the same for any split
 _MAX_INT32 = np.iinfo(np.int32).max
+_PEOPLE_COMPARED = 8  # of two data sets: their names of crops are read from the meta files of the shards they are in
 
 
 def join(datasets: Mapping[str, CropDataset], labels: LabelMap | None = None) -> CropDataset:
@@ -29,6 +33,10 @@ def join(datasets: Mapping[str, CropDataset], labels: LabelMap | None = None) ->
     numbers, so that labels hold for other splits of the same parts too. Junk stays -1, distractors -2. A joined data
     set may be joined again: it shares people and cameras with those that were joined in the same way from the same.
 
+    Two versions of a data set, or sister sets such as MSMT17 V1 and V2, are two to it, so that each of their people
+    would be two classes: there is a warning where crops of the same name, person and camera are the same image or, of
+    edited ones, have the same size. Not all such pairs can be told: the boxes of CUHK03 detected and labeled differ.
+
     Args:
         datasets: by name; `sources` tells which a row is from. All have the same transform, decode and reading.
         labels: classes that a model knows already; by default 0…n-1 over the sorted new pids.
@@ -36,13 +44,45 @@ def join(datasets: Mapping[str, CropDataset], labels: LabelMap | None = None) ->
     Raises:
         ValueError: nothing to join, or they are not read in the same way.
         SelectionError: the numbers do not fit into 32 bits, or `labels` do not know somebody.
+        ManifestError: the meta file of a shard is not what the manifest says.
 
     Example:
         >>> both = join({name: CropDataset(name, "train") for name in ("entire-id", "my-crops")})  # doctest: +SKIP
         >>> both.source_names[both.sources[0]]  # doctest: +SKIP
         'entire-id'
     """
-    return _JoinedDataset(datasets, labels)
+    joined = _JoinedDataset(datasets, labels)
+    for (name, one), (other_name, other) in combinations(datasets.items(), 2):
+        if one.camid_space != other.camid_space and _show_the_same(one.index, other.index):
+            why = "crops of the same name, person and camera are the same images, or of the same sizes"
+            cure = "Each of these people becomes two classes; leave one of the two out"
+            warnings.warn(f"{name!r} and {other_name!r} look like sister sets: {why}. {cure}", RuntimeWarning, 2)
+    return joined
+
+
+def _show_the_same(one: ShardIndex, other: ShardIndex) -> bool:
+    """Tell whether two data sets show the same people, by what a sample of them is called and looks like.
+
+    Plain names such as `0001_c1_1` may be equal by chance, and so are sizes where all crops have one: what is equal has
+    to be so for crops of one name, not for any two.
+    """
+    people = np.intersect1d(count_values(one.pids)[0], count_values(other.pids)[0])
+    people = people[people >= 0]
+    people = people[:: -(-len(people) // _PEOPLE_COMPARED) or 1]
+    ours, theirs = (_images_by_name(index.take(np.isin(index.pids, people), None)) for index in (one, other))
+    names = sorted(ours.keys() & theirs.keys())
+    if 2 * len(names) <= min(len(ours), len(theirs)):
+        return False
+    images, others = (np.array([crops[name] for name in names], np.uint64) for crops in (ours, theirs))
+    equal, by_chance = ((images == them).mean(axis=0) for them in (others, np.roll(others, 1, axis=0)))
+    return bool((equal - by_chance > 0.5).any())
+
+
+def _images_by_name(index: ShardIndex) -> dict[tuple[int, int, str], list[int]]:
+    """Return checksum, width and height of each crop by its person, camera and name, whichever split it is in."""
+    columns = (index.pids, index.camids, index.xxh3, index.widths, index.heights)
+    rows = zip(index.keys, *(column.tolist() for column in columns), strict=True)
+    return {(pid, camid, key.partition("/")[2]): image for key, pid, camid, *image in rows}
 
 
 class _JoinedDataset(CropDataset):

@@ -97,6 +97,7 @@ class Model:
             on any device.
         device: where it runs.
         column: what else `run` takes of every crop, after the images: `camid` or `continent`; nothing where it is "".
+        column_of: name of the data set whose numbers the column has; "" where it means the same in all.
     """
 
     name: str
@@ -105,6 +106,18 @@ class Model:
     run: Run
     device: str = "cpu"
     column: str = ""
+    column_of: str = ""
+
+    def knows(self, dataset: str) -> bool:
+        """Tell whether it is told its column of the crops of a data set of that name: camera 3 is another elsewhere."""
+        return bool(self.column) and self.column_of in ("", dataset)
+
+    def caution(self, dataset: str) -> str:
+        """Return what is to be said before it describes crops of a data set of that name; "" if nothing."""
+        if not self.column or self.knows(dataset):
+            return ""
+        whose = f"{self.name} knows cameras of {self.column_of!r}, which say nothing of those of {dataset!r}"
+        return f"{whose}: it is told none, and takes the mean of all"
 
     def __call__(self, images: Sequence[RgbImage], told: Sequence[int | str] | None = None) -> Floats:
         """Return (n, dim) float32, not necessarily finite, of n crops.
@@ -202,13 +215,15 @@ def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
     raise ModelError(name, f"no such model; expected {expected}")
 
 
-def probed(name: str, run: Run, facts: Mapping[str, Any], device: str = "cpu", column: str = "") -> Model:
+def probed(
+    name: str, run: Run, facts: Mapping[str, Any], device: str = "cpu", column: str = "", column_of: str = ""
+) -> Model:
     """Return the model, with the length of its features as one grey crop gives it."""
     values = _array(name, run([np.full((*_PROBE_SIZE, 3), 127, np.uint8)]))
     if values.ndim != 2 or not values.shape[1]:
         raise ModelError(name, f"it gave an array of shape {values.shape} for 1 crop; expected (1, d)")
     dim = len(_checked(name, values, (1, values.shape[1]))[0])
-    return Model(name, dim, facts, run, device, column)
+    return Model(name, dim, facts, run, device, column, column_of)
 
 
 def _checked(name: str, result: object, shape: tuple[int, int]) -> Floats:

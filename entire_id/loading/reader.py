@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from entire_id.images import RgbImage
 from entire_id.loading.files import FetchOptions, open_files
-from entire_id.loading.index import fetch_manifest, open_index, read_meta_table
+from entire_id.loading.index import fetch_manifest, find_shards, open_index, read_meta_table
 from entire_id.loading.rows import RowReader
 
 __all__ = ["CropReader"]
@@ -46,7 +46,7 @@ class CropReader:
         self.folder = Path(self._files.name) if self._files.is_local else self._files.name
         self.split = split
         self.manifest = fetch_manifest(self._files)
-        self._index = open_index(self._files, split, self.manifest)
+        self._index = open_index(self._files, (split,), self.manifest)
         self._rows = RowReader(self._index)
         self.pids = self._index.pids
         self.camids = self._index.camids
@@ -62,7 +62,7 @@ class CropReader:
     @cached_property
     def meta(self) -> pa.Table:
         """The n rows' labels and where the bytes lie: every column of `schema.meta_columns()`, read when asked for."""
-        shards = [shard for shard in self.manifest.shards if shard.split == self.split]
+        shards = find_shards(self._files.name, self.manifest, (self.split,))
         return pa.concat_tables([read_meta_table(self._files, self.manifest, shard) for shard in shards])
 
     def read(self, row: int) -> bytes:

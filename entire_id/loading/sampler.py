@@ -340,7 +340,7 @@ def check_people(num_people: int, p: int, which: str) -> None:
     """
     if num_people < p:
         cure = "Take another split or selection"
-        if num_people:
+        if num_people >= 2:
             cure += f", or p {num_people} or less; k may stay: whoever has fewer crops shows some of them again"
         raise SamplingError(f"{num_people} identities {which} cannot fill a batch of p {p}. {cure}")
 

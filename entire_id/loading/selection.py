@@ -15,11 +15,35 @@ import numpy.typing as npt
 from entire_id.errors import SelectionError
 from entire_id.loading.index import ShardIndex
 from entire_id.loading.integers import count_values
-from entire_id.records import JUNK_PID
+from entire_id.records import JUNK_PID, PART_OF_SPLIT
 
-__all__ = ["LabelMap", "Selection", "check_known"]
+__all__ = ["LabelMap", "Selection", "check_known", "named_splits"]
 
 _SHOWN = 8  # numbers that a message lists
+
+
+def named_splits(name: str, split: str) -> tuple[str, ...]:
+    """Return the splits that `split` names, such as `train` or `train+val`, whose people are numbered together.
+
+    Args:
+        name: of the data set, for messages.
+        split: one name, or several with `+` between them. Whether there are such splits is not looked at.
+
+    Raises:
+        SelectionError: one is named twice, or their people are numbered apart.
+
+    Example:
+        >>> named_splits("msmt17", "train + val")
+        ('train', 'val')
+    """
+    splits = tuple(one.strip() for one in split.split("+"))
+    for place, one in enumerate(splits):
+        if one in splits[:place]:
+            raise SelectionError(name, f"split {split!r} names {one!r} twice; name it once")
+    if len({PART_OF_SPLIT[one] for one in splits if one in PART_OF_SPLIT}) > 1:
+        what = f"split {split!r} is of two parts, and a number may mean somebody else in each"
+        raise SelectionError(name, f"{what}. Open {' and '.join(splits)} by themselves, then entire_id.join them")
+    return splits
 
 
 @dataclass(frozen=True, slots=True)

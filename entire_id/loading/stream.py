@@ -21,17 +21,16 @@ from entire_id.errors import (
     ImageDecodeError,
     SamplingError,
     SelectionError,
-    SplitNotFoundError,
 )
 from entire_id.images import RgbImage, decode_rgb
 from entire_id.loading.dataset import ReadOptions
 from entire_id.loading.files import open_files
 from entire_id.loading.groups import check_at_least
 from entire_id.loading.handover import SharedImages, by_value
-from entire_id.loading.index import fetch_manifest
+from entire_id.loading.index import fetch_manifest, find_shards
 from entire_id.loading.lanes import EpochDraw, Unit, deal_units, draw_units, even_pool_rows
 from entire_id.loading.sampler import check_people, check_state, place_of_process
-from entire_id.loading.selection import LabelMap, Selection, check_known
+from entire_id.loading.selection import LabelMap, Selection, check_known, named_splits
 from entire_id.loading.transforms import Transform, stacked
 from entire_id.loading.units import UnitReader
 from entire_id.loading.waiting import Batch, Epoch
@@ -83,7 +82,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
     - `image`: (B, …) what the transform returns, stacked; a list of pixels or bytes where there is none;
     - `label`, `pid`, `camid`: (B,) int64; labels are classes in [0, len(label_map)), -1 for junk;
-    - `row`: (B,) int64, number of the crop in the split, as in `CropDataset` without a selection;
+    - `row`: (B,) int64, number of the crop in the split or splits, as in `CropDataset` without a selection;
     - `padded`: (B,) bool, whether the crop only fills up its group and is counted elsewhere.
 
     The batches follow from the content, seed, epoch, options and the number of lanes: a run that was stopped after any
@@ -126,7 +125,7 @@ class PKStream(IterableDataset[dict[str, Any]]):
 
         Args:
             path: a folder, a repository or a URL; see `open_files`.
-            split: `train`, `val`, `query` or `gallery`.
+            split: `train`, `val`, `query` or `gallery`; or `train+val`, see `CropDataset`.
             p: identities in a batch.
             k: crops of each.
             seed: of every draw, at least 0.
@@ -147,7 +146,8 @@ class PKStream(IterableDataset[dict[str, Any]]):
             SplitNotFoundError: it has no such split.
             ManifestError: its manifest is damaged.
             DownloadError: it cannot be fetched.
-            SelectionError: nobody is left, or `labels` do not know somebody, or number people otherwise.
+            SelectionError: nobody is left, `labels` do not know somebody, or number people otherwise, or splits cannot
+                be named together.
             SamplingError: p, k, seed or an option is out of its range, there are fewer than p identities, or so few row
                 groups that lanes stay empty, or the ranks do not divide the lanes. Workers are counted when they begin.
             ValueError: a transform of bytes.
@@ -159,15 +159,15 @@ class PKStream(IterableDataset[dict[str, Any]]):
         self._select = select or Selection()
         self._files = open_files(path, self._reading.fetch)
         self._manifest = fetch_manifest(self._files)
-        self._split, self._transform, self._decode = split, transform, decode
+        self._transform, self._decode = transform, decode
         self.name = self._files.name
-        self._shards = [shard for shard in self._manifest.shards if shard.split == split]
-        if not self._shards:
-            raise SplitNotFoundError(self.name, split, self._manifest.splits)
+        splits = named_splits(self.name, split)
+        self._split = "+".join(splits)
+        self._shards = find_shards(self.name, self._manifest, splits)
         self.rank, self.world_size = place_of_process(rank, world_size)
         people = self._people()
         self._row_groups = self._chosen_groups(people)
-        numbering, pids = PART_OF_SPLIT[split], np.array(sorted(people), np.int64)
+        numbering, pids = PART_OF_SPLIT[splits[0]], np.array(sorted(people), np.int64)
         if labels is None:
             labels = LabelMap(tuple(pids.tolist()), numbering)
         self.label_map = labels.checked(self.name, numbering, pids)

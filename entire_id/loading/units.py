@@ -86,7 +86,7 @@ class UnitReader:
         Args:
             files: the data set.
             manifest: what it holds.
-            shards: all shards of the split, which `Unit.shard` counts.
+            shards: all shards of the stream, which `Unit.shard` counts.
             select: which rows are wanted.
             verify: compare every crop with its checksum; those from elsewhere always are.
         """
@@ -120,7 +120,7 @@ class UnitReader:
         return UnitLabels(np.where(shard.is_wanted[rows], numbers, JUNK_PID), shard.camids[rows], shard.seqs[rows])
 
     def columns(self, unit: Unit) -> npt.NDArray[np.int64]:
-        """Return pid, camid, number in the split and number of the shard of a unit's rows, (4, n) int64."""
+        """Return pid, camid, number in the stream and number of the shard of a unit's rows, (4, n) int64."""
         shard, rows = self._rows[unit.shard](), self.rows(unit)
         numbers = self._first_rows[unit.shard] + rows
         return np.stack([shard.pids[rows], shard.camids[rows], numbers, np.full(len(rows), unit.shard)])
@@ -135,7 +135,7 @@ class UnitReader:
         return [self._shards[unit.shard].row_groups[group] for group in unit.row_groups]
 
     def first_row(self, shard: int) -> int:
-        """Return the number in the split of a shard's first row."""
+        """Return the number in the stream of a shard's first row."""
         return int(self._first_rows[shard])
 
     def read_group(self, number: int, group: int, needed: npt.NDArray[np.bool_] | None = None) -> list[Crop]:

@@ -15,7 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from entire_id.cli.main import app
-from entire_id.errors import ExperimentError, OutputExistsError
+from entire_id.errors import EvaluationError, ExperimentError, OutputExistsError
+from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.intra_camera import find_cameras
+from entire_id.experiments.results import find_datasets
 from entire_id.loading.dataset import CropDataset
 from entire_id.sources.sample import SampleConfig, draw_sample
 
@@ -64,6 +67,14 @@ def outputs(out: Path) -> dict[str, bytes]:
     """All that must be the same of two runs."""
     kinds = [*out.glob("table.*"), *out.glob("*.png"), *out.glob("scores/*/*.json"), *out.glob("features/*/*/*.npy")]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in kinds}
+
+
+def run_twice(name: str, home: Path, *options: str) -> dict[str, Any]:
+    """Run an experiment into `out` and into `again`, to the same bytes, and return its table."""
+    found = run(name, home / "out", *options)
+    run(name, home / "again", *options)
+    assert outputs(home / "again") == outputs(home / "out")
+    return found
 
 
 # --- cross-domain -----------------------------------------------------------------------------------------------------
@@ -181,16 +192,16 @@ def test_architectures_differ_in_the_network_alone(tmp_path: Path) -> None:
     small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     ViTConfig(**small, image_size=32, patch_size=8).save_pretrained(tmp_path / "small")
     options = [*TOY[2:], "--train", "one", "--test", "two", "--network", "tiny", str(tmp_path / "small")]
-    maps, *_ = tables(run("architectures", tmp_path / "out", *options))
+    maps, *_ = tables(run_twice("architectures", tmp_path, *options))
     assert [row["network"] for row in maps] == ["tiny", str(tmp_path / "small")]
     assert maps[0]["two"] != maps[1]["two"]
 
 
-@pytest.mark.parametrize(("by", "only"), [("continent", []), ("camera", ["4", "7"])])
+@pytest.mark.parametrize(("by", "only"), [("continent", ["asia", "europe"]), ("camera", ["4", "7"])])
 def test_leaving_one_out_trains_without_it_and_asks_for_it(tmp_path: Path, by: str, only: list[str]) -> None:
-    options = ["--train", "one", "--by", by, *(["--only", *only] if only else []), *TOY]
-    ((*rows,),) = tables(run("leave-one-out", tmp_path / "out", *options))
-    assert len(rows) == (2 if only else 4)
+    options = ["--train", "one", "--by", by, "--only", *only, *TOY]
+    (rows,) = tables(run_twice("leave-one-out", tmp_path, *options))
+    assert len(rows) == 2
     for row in rows:
         run_of = tmp_path / "out" / "runs" / f"without-{by}-{row[by]}" / "config.json"
         trained = json.loads(run_of.read_text())["settings"][f"only_{by}s"]
@@ -202,7 +213,7 @@ def test_leaving_one_out_trains_without_it_and_asks_for_it(tmp_path: Path, by: s
 
 
 def test_groups_are_those_of_any_column(tmp_path: Path) -> None:
-    (rows,) = tables(run("groups", tmp_path / "out", "--model", "colour", "--test", "one", "two", "--by", "scene"))
+    (rows,) = tables(run_twice("groups", tmp_path, "--model", "colour", "--test", "one", "two", "--by", "scene"))
     assert {row["test set"] for row in rows} == {"one", "two"}
     sizes = json.loads((tmp_path / "out" / "scores" / "colour" / "one.json").read_text())
     assert sum(row["queries"] for row in rows if row["test set"] == "one") == sizes["num_valid_query"]
@@ -211,14 +222,14 @@ def test_groups_are_those_of_any_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("of", ["people", "cameras", "continents"])
 def test_size_trains_on_nested_parts(tmp_path: Path, of: str) -> None:
     options = ["--train", "one", "--test", "two", "--of", of, "--share", "1", "0.5", *TOY]
-    (rows,) = tables(run("size", tmp_path / "out", *options))
+    (rows,) = tables(run_twice("size", tmp_path, *options))
     assert [row[f"share of {of} (%)"] for row in rows] == [0.5, 1]
     assert rows[0][of] == (rows[1][of] + 1) // 2
     assert rows[0]["crops"] < rows[1]["crops"]
 
 
 def test_blurred_heads_are_compared_on_the_same_queries(tmp_path: Path) -> None:
-    (rows,) = tables(run("blur", tmp_path / "out", "--model", "colour", "--test", "one", "two"))
+    (rows,) = tables(run_twice("blur", tmp_path, "--model", "colour", "--test", "one", "two"))
     assert [row["model"] for row in rows] == ["colour on one", "colour on two"]
     for row in rows:
         assert row["mAP difference"][0] == pytest.approx(row["mAP blurred"][0] - row["mAP plain"][0])
@@ -233,21 +244,22 @@ def test_a_pair_of_ones_own_is_compared_by_two_models(home: Path, tmp_path: Path
         Image.open(path).filter(ImageFilter.GaussianBlur(3)).save(path, quality=95)
     pack_folder(tmp_path / "soft-crops", tmp_path / "soft")
     options = ["--pair", "one", str(tmp_path / "soft"), "--retrain", *TOY]
-    ((row,),) = tables(run("blur", tmp_path / "out", *options))
+    ((row,),) = tables(run_twice("blur", tmp_path, *options))
     assert row["model"] == "each trained on its own"
     assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == ["one", "soft"]
-    with pytest.raises(ExperimentError, match="queries are in one of the two alone"):
-        run("blur", tmp_path / "other", "--pair", "one", "two", "--model", "colour")
+    with pytest.raises(
+        ExperimentError, match="two': it is not .*one blurred: [0-9]+ crops of query are in one of the two"
+    ):
+        run("blur", tmp_path / "other", "--pair", "one", "two", "--retrain", *TOY)
+    assert not (tmp_path / "other").exists()
 
 
 def test_tsne_draws_the_sets_and_measures_their_gap(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     options = ["--data", "one", "two", "--perplexity", "5", "--crops", "20"]
-    ((row,),) = tables(run("tsne", tmp_path / "out", *options))
+    ((row,),) = tables(run_twice("tsne", tmp_path, *options))
     assert (row["set"], row["other set"], row["crops"]) == ("one", "two", 20)
-    assert row["from"] <= row["MMD²"] <= row["to"] or row["from"] < row["to"]
-    run("tsne", tmp_path / "again", *options)
-    assert outputs(tmp_path / "again") == outputs(tmp_path / "out")
+    assert -1 < row["from"] < row["to"] < 2
     assert (tmp_path / "again" / "points.json").read_bytes() == (tmp_path / "out" / "points.json").read_bytes()
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
         "tsne-set.png",
@@ -265,9 +277,88 @@ def test_wrong_usage_is_told(home: Path, tmp_path: Path) -> None:
     assert "--train on" in told("cross-domain", "--test", "one")
     assert "NAME=VALUE" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p")
     assert "is none of" in told("cross-domain", "--train", "one", "--test", "one", "--set", "datasets=1")
+    assert "p 'abc' is not of type int" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p=abc")
+    joined = ["--train", "one", "two", "--joined", "--test", "one"]
+    assert "needs one data set" in told("cross-domain", *joined, "--set", "side=camera")
+    assert "people_share" in told("size", "--train", "one", "--test", "one", "--set", "stream=true", *TOY[2:6])
     assert "--pair" in told("blur", "--model", "colour")
     assert "--retrain" in told("blur", "--test", "one", "--retrain")
     assert not (tmp_path / "out").exists()
+
+
+# --- found before anything is trained ---------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_trained(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no column 'saeson'"):
+        run("groups", tmp_path / "groups", "--train", "one", "--test", "one", "two", "--by", "saeson", *TOY)
+    nowhere = tmp_path / "nowhere"
+    (home / "one-crops" / "cameras.csv").rename(tmp_path / "cameras.csv")
+    try:
+        pack_folder(home / "one-crops", nowhere)
+    finally:
+        (tmp_path / "cameras.csv").rename(home / "one-crops" / "cameras.csv")
+    with pytest.raises(ExperimentError, match="none is left; cameras.csv says where cameras stand"):
+        run("leave-one-out", tmp_path / "without", "--train", str(nowhere), *TOY)
+    with pytest.raises(EvaluationError, match="needs to know where crops were taken"):
+        run("leave-one-out", tmp_path / "without", "--train", "one", "--test", str(nowhere), "--only", "unknown", *TOY)
+    camera = common_cameras(home)[0]
+    with pytest.raises(ExperimentError, match=f"'fine-tuned inside camera {camera}' cannot be trained: .* of p 12"):
+        run("intra-camera", tmp_path / "inside", "--train", "one", "--camera", camera, *TOY[:-2], "p=12", "k=2")
+    with pytest.raises(ExperimentError, match="no camera has seen 13 people"):
+        run("intra-camera", tmp_path / "none", "--train", "one", *TOY[:-2], "p=13", "k=2")
+    assert not list(tmp_path.glob("*/runs"))
+
+
+def test_other_weights_of_the_same_name_are_another_experiment(crossed: Path, tmp_path: Path) -> None:
+    shutil.copytree(crossed / "runs" / "one" / "model", tmp_path / "start")
+    options = ["--train", "two", "--test", "two", *TOY[2:], "--network", str(tmp_path / "start")]
+    run("cross-domain", tmp_path / "out", *options)
+    shutil.rmtree(tmp_path / "start")
+    shutil.copytree(crossed / "runs" / "two" / "model", tmp_path / "start")
+    with pytest.raises(ExperimentError, match="weights .* there, .* now"):
+        run("cross-domain", tmp_path / "out", *options)
+
+
+def test_a_function_that_prepares_crops_otherwise_is_embedded_anew(tmp_path: Path, monkeypatch) -> None:
+    module = tmp_path / "looks_at.py"
+    module.write_text(
+        "import numpy as np\n"
+        "def corner(images):\n"
+        "    return np.array([image[:4, :4].reshape(-1)[:48] for image in images], np.float32)\n"
+        "corner.version = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--model", "looks_at:corner", "--test", "one"]
+    run("cross-domain", tmp_path / "out", *options)
+    (features,) = (tmp_path / "out" / "features").rglob("query.npy")
+    written = features.stat().st_mtime_ns
+    run("cross-domain", tmp_path / "out", *options)
+    assert features.stat().st_mtime_ns == written
+    sys.modules["looks_at"].corner.version = 2
+    run("cross-domain", tmp_path / "out", *options)
+    assert features.stat().st_mtime_ns > written
+
+
+WORKS = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("works", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_share_a_folder(crossed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(crossed, out)
+    command = [sys.executable, "-c", WORKS, str(out / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "works\n"
+        with pytest.raises(ExperimentError, match="another process is at work there"):
+            run("cross-domain", out, *CROSS)
+        other.stdin.close()
+    run("cross-domain", out, *CROSS)
 
 
 # --- inside one camera ------------------------------------------------------------------------------------------------
@@ -286,7 +377,7 @@ def common_cameras(home: Path) -> list[str]:
 def test_inside_one_camera_three_models_meet_the_same_queries_twice_alike(home: Path, tmp_path: Path) -> None:
     camera = common_cameras(home)[0]
     options = ["--train", "one", "--camera", camera, "--tune-steps", "1", "--tune-rate", "0.001", *TOY]
-    ((row,),) = tables(run("intra-camera", tmp_path / "out", *options))
+    ((row,),) = tables(run_twice("intra-camera", tmp_path, *options))
     assert row["camera"] == camera
     names = ("mAP across", "mAP fine-tuned", "mAP inside alone")
     assert all(0 <= row[name][0] <= 1 for name in names)
@@ -294,8 +385,19 @@ def test_inside_one_camera_three_models_meet_the_same_queries_twice_alike(home: 
     stated = json.loads((tmp_path / "out/runs" / f"fine-tuned-inside-camera-{camera}" / "config.json").read_text())
     assert stated["settings"]["only_cameras"] == [int(camera)]
     assert stated["settings"]["steps"] == 1
-    run("intra-camera", tmp_path / "again", *options)
-    assert outputs(tmp_path / "again") == outputs(tmp_path / "out")
+    assert stated["weights"].startswith("across-cameras/model@sha256:")
+
+
+def test_cameras_with_too_few_people_are_left_out_and_named(home: Path) -> None:
+    crops = CropDataset(home / "one", "train")
+    people = {camid: len(np.unique(crops.pids[crops.camids == camid])) for camid in np.unique(crops.camids).tolist()}
+    base = TrainConfig(datasets=("one",), p=3)
+    which = find_cameras(base, find_datasets(["one"])["one"])
+    assert which.compared
+    assert which.left_out
+    assert all(people[camid] >= 3 for camid in which.compared)
+    assert all(people[camid] < 3 for camid in which.left_out)
+    assert set(map(int, common_cameras(home))) >= set(which.compared)
 
 
 def test_cameras_of_another_data_set_are_refused(tmp_path: Path) -> None:
@@ -306,5 +408,5 @@ def test_cameras_of_another_data_set_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_camera_that_nobody_queried_is_refused(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="no camera 999 in both"):
+    with pytest.raises(ExperimentError, match="no camera 999 in both train part and queries that can be scored"):
         run("intra-camera", tmp_path / "out", "--train", "one", "--camera", "999", *TOY)

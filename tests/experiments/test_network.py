@@ -31,6 +31,7 @@ FACTS = NetworkFacts(
     std=(0.5, 0.5, 0.5),
     stride=0,
     side="none",
+    side_of="",
     side_values=(),
     side_scale=3.0,
     test_feature="after",
@@ -247,7 +248,7 @@ def test_what_is_told_of_a_camera_is_added_to_every_token():
 @pytest.mark.parametrize("changes", [{}, {"stride": 12}, {"test_feature": "before"}, {"side": "camera"}])
 def test_a_folder_gives_the_network_back(tmp_path, changes):
     if "side" in changes:
-        changes = changes | {"side_values": (4, 9)}
+        changes = changes | {"side_of": "mine", "side_values": (4, 9)}
     network = tiny(**changes)
     network(CROPS)  # moves the statistics of the neck
     network.eval()
@@ -261,6 +262,9 @@ def test_a_folder_gives_the_network_back(tmp_path, changes):
     side = torch.tensor([1, 0, -1]) if told else None
     np.testing.assert_allclose(model(images, told), network.describe(pixels, side).detach().numpy(), atol=1e-4)
     assert model.column == ("camid" if told else "")
+    assert (model.knows("mine"), model.knows("yours")) == (bool(told), False)
+    assert ("'yours'" in model.caution("yours")) == bool(told)
+    assert model.caution("mine") == ""
     assert open_trained(tmp_path, "cpu").name == model.name
 
 

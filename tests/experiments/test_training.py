@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import entire_id
-from entire_id.errors import MissingExtraError, ModelError, OutputExistsError, TrainingError
+from entire_id.errors import MissingExtraError, ModelError, OutputExistsError, SelectionError, TrainingError
 
 from builders import CAMERAS, ended_well, pack_folder, tree, write_crops
 
@@ -29,6 +29,7 @@ from safetensors.torch import load_file  # noqa: E402 needs torch
 
 from entire_id.experiments.config import TrainConfig, learning_rate  # noqa: E402
 from entire_id.experiments.network import open_trained  # noqa: E402
+from entire_id.experiments.subsets import training_crops  # noqa: E402
 from entire_id.experiments.training import train  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
@@ -281,7 +282,8 @@ def test_the_folder_tells_everything(whole: Path, home: Path) -> None:
     stated = json.loads((whole / "config.json").read_text())
     assert stated["settings"] == json.loads(json.dumps(dataclasses.asdict(SMALL)))
     manifest = entire_id.read_manifest(home / "set")
-    assert stated["datasets"] == [{"name": "set", "version": "1.0.0", "content_sha256": manifest.content_sha256}]
+    facts = {"dataset": "entire-id", "version": "1.0.0", "content_sha256": manifest.content_sha256}
+    assert stated["datasets"] == [{"place": "set", **facts}]
     assert stated["packages"]["torch"] == metadata.version("torch")
     (line, *_) = (json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines())
     assert {"step", "learning_rate", "identity_loss", "triplet_loss", "images_per_s", "waited"} < line.keys()
@@ -339,6 +341,10 @@ def test_side_information_reaches_the_features(side: str, tmp_path: Path) -> Non
     found = np.load(tmp_path / "features" / "query.npy")
     np.testing.assert_allclose(found, model(images, values), atol=1e-5)
     assert np.abs(found - model(images)).max() > 1e-3
+    pack_folder(Path("set-crops"), tmp_path / "elsewhere", name="elsewhere")
+    entire_id.embed(tmp_path / "elsewhere", ["query"], model, tmp_path / "others")
+    expected = {"camera": model(images), "continent": found}[side]
+    np.testing.assert_allclose(np.load(tmp_path / "others" / "query.npy"), expected, atol=1e-5)
 
 
 def test_several_data_sets_are_joined_and_weights_kept_on_the_way(tmp_path: Path) -> None:
@@ -352,6 +358,18 @@ def test_several_data_sets_are_joined_and_weights_kept_on_the_way(tmp_path: Path
     assert len({open_trained(path, "cpu").name.split(":")[1] for path in [*kept, report.model]}) == 3
     labels = entire_id.LabelMap.load(report.model / "labels.json")
     assert len(labels) == 12
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_train_and_val_are_trained_on_together(msmt: Path, stream: bool, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, datasets=(str(msmt),), split="train+val", stream=stream, steps=1)
+    assert train(config, tmp_path / "run").num_people == 3
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["split"] == "train+val"
+    assert training_crops(config, str(msmt))["crops"] == 12 + 6
+    if not stream:
+        assert training_crops(dataclasses.replace(config, people_share=0.3), str(msmt))["crops"] == 4 + 2
+    with pytest.raises(SelectionError, match=r"Open train and query by themselves, then entire_id\.join"):
+        train(dataclasses.replace(config, split="train+query"), tmp_path / "none")
 
 
 def test_weights_of_another_model_are_a_start(whole: Path, tmp_path: Path) -> None:

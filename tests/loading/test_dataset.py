@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -244,6 +245,71 @@ def test_labels_of_a_model_hold_for_later_runs(trained: Path, tmp_path: Path) ->
         CropDataset(trained, "gallery", labels=labels)
 
 
+# --- splits that are named together ---
+
+
+def test_train_and_val_are_one_data_set_of_the_same_people(msmt: Path) -> None:
+    train, val = (CropDataset(msmt, split) for split in ("train", "val"))
+    both, other = CropDataset(msmt, "train+val"), CropDataset(msmt, "val + train")
+    assert len(both) == 12 + 6
+    assert both.keys == [*train.keys, *val.keys] == [both.key(row) for row in range(18)]
+    assert other.keys == [*val.keys, *train.keys]
+    assert both.label_map == train.label_map == val.label_map == LabelMap((0, 1, 2), "train")
+    for item, old in zip(both, [*train, *val], strict=True):
+        assert np.array_equal(item.pop("image"), old.pop("image"))
+        assert item | {"row": None} == old | {"row": None}
+    assert people_and_cameras(join({"both": both, "val": val})) == people_and_cameras(both), "nothing is numbered anew"
+    batches = [both.pids[batch].tolist() for batch in entire_id.PKSampler(both.pids, p=3, k=6)]
+    assert [sorted(batch) for batch in batches] == [[0] * 6 + [1] * 6 + [2] * 6]
+
+
+def test_a_selection_is_of_all_splits_that_are_named(msmt: Path) -> None:
+    select = Selection(cameras=[3], pids=[1, 2])  # camera 3 is in train alone
+    with pytest.raises(SelectionError, match="msmt17: val': no camera 3"):
+        CropDataset(msmt, "val", select=select)
+    some = CropDataset(msmt, "train+val", select=select)
+    assert some.keys == CropDataset(msmt, "train", select=select).keys
+    with pytest.raises(SelectionError, match=r"msmt17: train\+val': no camera 99"):
+        CropDataset(msmt, "train+val", select=Selection(cameras=[99]))
+
+
+def test_copies_of_splits_that_are_named_together_read_them_again(msmt: Path) -> None:
+    both = CropDataset(msmt, "val+train", select=Selection(pids=[1]))
+    sent = pickle.dumps(both)
+    both.index._mapped = None
+    assert pickle.loads(sent).keys == both.keys
+
+
+def test_splits_elsewhere_are_named_together_too(msmt: Path, web: WebServer, tmp_path: Path) -> None:
+    shutil.copytree(msmt, tmp_path / "msmt17")
+    assert CropDataset(f"{web.url}/msmt17", "val+train", reading=QUICK).keys == CropDataset(msmt, "val+train").keys
+
+
+@pytest.mark.parametrize(
+    ("split", "error", "message"),
+    [
+        (
+            "train+query",
+            SelectionError,
+            r"of two parts.* train and query by themselves, then entire_id\.join them",
+        ),
+        ("train+val+train", SelectionError, "names 'train' twice"),
+        ("train+", SplitNotFoundError, "no split '' here; there is train, val, query, gallery"),
+        ("val+nobody", SplitNotFoundError, "no split 'nobody' here"),
+        ("train[:4]+val", SplitNotFoundError, r"no split 'train\[:4\]' here"),
+    ],
+)
+def test_splits_that_cannot_be_named_together(msmt: Path, split: str, error: type[Exception], message: str) -> None:
+    for of in (CropDataset, entire_id.PKStream):
+        with pytest.raises(error, match=message):
+            of(msmt, split)
+
+
+def test_a_reader_is_of_one_split(msmt: Path) -> None:
+    with pytest.raises(SplitNotFoundError, match=r"no split 'train\+val' here"):
+        CropReader(msmt, "train+val")
+
+
 # --- joining ---
 
 
@@ -330,6 +396,17 @@ def test_transforms_that_are_equal_are_joined(trained: Path) -> None:
     parts = {name: CropDataset(trained, name, transform=on_pil(shift)) for name in ("train", "query")}
     assert len({id(part.transform) for part in parts.values()}) == 2
     assert join(parts).transform == on_pil(shift)
+
+
+def test_versions_are_not_joined_without_a_word(trained: Path, web: WebServer, tmp_path: Path) -> None:
+    write_crops(tmp_path / "crops", [f"bounding_box_train/00003_c021s0_{frame}.jpg" for frame in range(5, 9)], 700)
+    pack_folder(tmp_path / "crops", tmp_path / "next", version="1.1.0", previous=trained)
+    old = CropDataset(trained, "train", reading=QUICK)
+    new = CropDataset(f"{web.url}/next", "train", reading=QUICK)
+    with pytest.warns(RuntimeWarning, match="'1' and '2' look like sister sets"):
+        assert len(join({"1": old, "2": new}).label_map) == 6
+    gallery = CropDataset(f"{web.url}/next", "gallery", reading=QUICK)
+    assert len(join({"1": old, "2": gallery}).label_map) == 7
 
 
 def test_what_cannot_be_joined(trained: Path, tmp_path: Path) -> None:

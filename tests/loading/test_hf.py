@@ -291,3 +291,11 @@ def test_data_set_has_the_name_of_its_folder(crops: Path, tmp_path: Path, monkey
     assert "pretty_name: my-crops" in readme
     assert "load_dataset('my-crops'" in readme
     assert "entire-id 1.0.0" not in readme
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_are_named_together(msmt: Path, streaming: bool) -> None:
+    rows = entire_id.load(msmt, split="val+train", streaming=streaming)
+    assert [row["key"] for row in rows] == entire_id.CropDataset(msmt, "val+train").keys
+    with pytest.raises(SplitNotFoundError, match="no split 'nobody'"):
+        entire_id.load(msmt, split="train+nobody", streaming=streaming)

@@ -61,7 +61,7 @@ def meta_of(folder: Path, split: str) -> list[dict[str, object]]:
 
 
 def test_columns_are_those_of_the_meta_files(shards: Path) -> None:
-    index = open_index(open_files(shards), "gallery")
+    index = open_index(open_files(shards), ("gallery",))
     rows = meta_of(shards, "gallery")
     assert len(index) == len(rows) == 24
     assert len(index.shards) > 4
@@ -85,7 +85,7 @@ def test_columns_are_those_of_the_meta_files(shards: Path) -> None:
 
 
 def test_every_place_has_the_same_rows(files: Files, packed: Path) -> None:
-    index = open_index(files, "gallery")
+    index = open_index(files, ("gallery",))
     reader = RowReader(index)
     images = packed_images(packed)
     assert {key: reader.read(row) for row, key in enumerate(index.keys)} == {
@@ -108,13 +108,13 @@ def test_one_shard_by_itself(shards: Path, web: WebServer) -> None:
     chosen = [shard for shard in manifest.shards if shard.split == "gallery"][2]
     index = read_shard_meta(files, manifest, chosen)
     assert [path for path, _ in web.requests] == ["/entire-id/manifest.json", f"/entire-id/{chosen.meta_path}"]
-    whole = open_index(files, "gallery")
+    whole = open_index(files, ("gallery",))
     assert index.keys == [key for row, key in enumerate(whole.keys) if whole.shard_numbers[row] == 2]
     assert len(RowReader(index).read(0)) == index.lengths[0]
 
 
 def test_rows_are_taken_and_joined(shards: Path) -> None:
-    index = open_index(open_files(shards), "gallery")
+    index = open_index(open_files(shards), ("gallery",))
     some = index.take(np.array([7, 2, 20]), None)
     assert some.keys == [index.key(row) for row in (7, 2, 20)]
     both = concat_indexes([some, index.take(index.pids == 1, None)], 9)
@@ -126,11 +126,11 @@ def test_rows_are_taken_and_joined(shards: Path) -> None:
 
 def test_missing_data_sets_and_splits(packed: Path, web: WebServer, tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"no manifest\.json in it"):
-        open_index(open_files(f"{web.url}/none", QUICK), "gallery")
+        open_index(open_files(f"{web.url}/none", QUICK), ("gallery",))
     with pytest.raises(DatasetNotFoundError, match=r"no manifest\.json in it"):
-        open_index(open_files(tmp_path), "gallery")
+        open_index(open_files(tmp_path), ("gallery",))
     with pytest.raises(SplitNotFoundError, match="there is query, gallery"):
-        open_index(open_files(f"{web.url}/entire-id", QUICK), "val")
+        open_index(open_files(f"{web.url}/entire-id", QUICK), ("val",))
 
 
 @pytest.mark.parametrize("text", [b"[]", b"{", b'{"schema_version": 9}', b"\xff"])
@@ -176,7 +176,7 @@ def test_checksums_that_are_none(packed: Path, web: WebServer, text: str) -> Non
     rewrite_meta(packed, "meta/gallery/asia-00000.parquet", {"xxh3": ["0" * 16] * 15 + [text]})
     for where in (packed, f"{web.url}/entire-id"):
         with pytest.raises(ManifestError, match="16 hexadecimal digits"):
-            RowReader(open_index(open_files(where, QUICK), "gallery")).read(0)
+            RowReader(open_index(open_files(where, QUICK), ("gallery",))).read(0)
 
 
 @pytest.mark.parametrize("change", [{"pid": [None] + [1] * 15}, {"key": [None] + ["x"] * 15}])
@@ -184,11 +184,11 @@ def test_nulls_are_an_error(packed: Path, web: WebServer, change: dict[str, obje
     rewrite_meta(packed, "meta/gallery/asia-00000.parquet", change)
     for where in (packed, f"{web.url}/entire-id"):
         with pytest.raises(ManifestError, match="nulls"):
-            open_index(open_files(where, QUICK), "gallery").key(0)
+            open_index(open_files(where, QUICK), ("gallery",)).key(0)
 
 
 def test_meta_file_that_changed_since_is_an_error(packed: Path) -> None:
-    index = open_index(open_files(packed), "gallery")
+    index = open_index(open_files(packed), ("gallery",))
     meta = packed / index.shards[0].meta_path
     pq.write_table(pq.read_table(meta, partitioning=None).slice(1), meta)
     for read in (lambda: index.key(3), lambda: index.keys, lambda: RowReader(index).read(3)):
@@ -204,12 +204,12 @@ def test_offsets_out_of_the_file_are_an_error(packed: Path, web: WebServer, chan
     rewrite_meta(packed, "meta/gallery/asia-00000.parquet", change)
     for where in (packed, f"{web.url}/entire-id"):
         with pytest.raises(ManifestError):
-            RowReader(open_index(open_files(where, QUICK), "gallery")).read(0)
+            RowReader(open_index(open_files(where, QUICK), ("gallery",))).read(0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "rewritten", "gone"])
 def test_shard_that_is_another_is_not_trusted(packed: Path, web: WebServer, damage: str) -> None:
-    index = open_index(open_files(f"{web.url}/entire-id", QUICK), "gallery")
+    index = open_index(open_files(f"{web.url}/entire-id", QUICK), ("gallery",))
     shard = packed / ASIA
     size = shard.stat().st_size
     if damage == "gone":
@@ -223,7 +223,7 @@ def test_shard_that_is_another_is_not_trusted(packed: Path, web: WebServer, dama
 
 
 def test_each_shard_is_checked_once(packed: Path, web: WebServer) -> None:
-    reader = RowReader(open_index(open_files(f"{web.url}/entire-id", QUICK), "gallery"))
+    reader = RowReader(open_index(open_files(f"{web.url}/entire-id", QUICK), ("gallery",)))
     web.requests.clear()
     for row in (3, 4, 5, 3):
         reader.read(row)
@@ -242,10 +242,10 @@ def flip(shard: Path, index: ShardIndex, row: int) -> None:
 
 
 def test_verified_crops_are_compared_with_their_checksums(packed: Path, web: WebServer) -> None:
-    near = open_index(open_files(packed), "gallery")
+    near = open_index(open_files(packed), ("gallery",))
     flip(packed / ASIA, near, 5)
     assert xxhash.xxh3_64_intdigest(RowReader(near).read(5)) != near.xxh3[5], "nobody asked"
-    far = open_index(open_files(f"{web.url}/entire-id", QUICK), "gallery")
+    far = open_index(open_files(f"{web.url}/entire-id", QUICK), ("gallery",))
     for reader in (RowReader(near, verify=True), RowReader(far)):
         assert reader.read(4)
         with pytest.raises(CorruptCropError, match=r"asia-00000\.parquet': .*\(row 5, at byte") as caught:
@@ -257,7 +257,7 @@ def test_verified_crops_are_compared_with_their_checksums(packed: Path, web: Web
 
 def test_damage_on_the_way_is_repaired(packed: Path, web: WebServer, tmp_path: Path) -> None:
     options = FetchOptions(backoff_s=0.001, cache_dir=tmp_path / "cache")
-    index = open_index(open_files(f"{web.url}/entire-id", options), "gallery")
+    index = open_index(open_files(f"{web.url}/entire-id", options), ("gallery",))
     check_shard(index.shards[0])
     web.faults.append("damage")
     image = RowReader(index).read(5)
@@ -284,7 +284,7 @@ def test_index_that_cannot_be_fetched_is_an_error(packed: Path, web: WebServer) 
     manifest = fetch_manifest(files)
     web.faults.extend(["500"] * 99)
     with pytest.raises(DownloadError, match="tried 2 times"):
-        open_index(files, "gallery", manifest)
+        open_index(files, ("gallery",), manifest)
 
 
 # --- other processes ---
@@ -298,7 +298,7 @@ def check_same(copy: ShardIndex, index: ShardIndex) -> None:
 
 
 def test_index_travels_as_the_name_of_a_file(files: Files) -> None:
-    index = open_index(files, "gallery")
+    index = open_index(files, ("gallery",))
     sent = pickle.dumps(index)
     assert pickle.dumps(index) == sent, "written once"
     folder = index._mapped.folder
@@ -311,7 +311,7 @@ def test_index_travels_as_the_name_of_a_file(files: Files) -> None:
 
 
 def test_remote_texts_are_fetched_once(packed: Path, web: WebServer) -> None:
-    index = open_index(open_files(f"{web.url}/entire-id", QUICK), "gallery")
+    index = open_index(open_files(f"{web.url}/entire-id", QUICK), ("gallery",))
     some = index.take(np.array([20, 3]), partial(pytest.fail, "not read again"))
     asked = len(web.requests)
     copy = pickle.loads(pickle.dumps(some))
@@ -323,14 +323,14 @@ def test_remote_texts_are_fetched_once(packed: Path, web: WebServer) -> None:
 
 
 def test_index_that_cannot_be_made_anew_travels_itself(files: Files) -> None:
-    index = open_index(files, "gallery").take(np.array([3, 1]), None)
+    index = open_index(files, ("gallery",)).take(np.array([3, 1]), None)
     copy = pickle.loads(pickle.dumps(index))
     check_same(copy, index)
     assert index._mapped is None
 
 
 def test_a_forked_child_leaves_the_file_alone(packed: Path) -> None:
-    index = open_index(open_files(packed), "gallery")
+    index = open_index(open_files(packed), ("gallery",))
     pickle.dumps(index)
     folder = index._mapped.folder
     child = os.fork()
@@ -344,7 +344,7 @@ def test_a_forked_child_leaves_the_file_alone(packed: Path) -> None:
 def test_the_file_goes_with_the_process(packed: Path, tmp_path: Path) -> None:
     code = (
         "import pickle, sys; from entire_id.loading.files import open_files; from entire_id.loading.index import "
-        "open_index; index = open_index(open_files(sys.argv[1]), 'gallery'); pickle.dumps(index); "
+        "open_index; index = open_index(open_files(sys.argv[1]), ('gallery',)); pickle.dumps(index); "
         "print(index._mapped.folder)"
     )
     command = [sys.executable, "-c", code, str(packed)]

@@ -263,6 +263,28 @@ def test_a_selection_leaves_out_the_rest(folder: Path) -> None:
         stream_of(folder, select=Selection(pids=[99]))
 
 
+@pytest.mark.parametrize("uniform", [False, True])
+def test_splits_that_are_named_together_are_one_stream(msmt: Path, uniform: bool) -> None:
+    def stream(split: str = "val+train", **options: Any) -> PKStream:
+        mixing = StreamOptions(lanes=2, unit_groups=1, uniform=uniform)
+        return PKStream(msmt, split, p=2, k=2, decode=False, options=mixing, **options)
+
+    crops = CropDataset(msmt, "val+train")
+    whole = batches(stream())
+    assert shown_once(whole) == list(range(len(crops))), "rows are counted as there"
+    for batch in stream():
+        assert np.array_equal(batch["pid"], crops.pids[batch["row"]])
+    assert stream().label_map == crops.label_map
+    for num in (2, 4):
+        first = stream(rank=0, world_size=1)
+        done = batches(first, 2, num)
+        later = stream("val + train")
+        later.load_state_dict(json.loads(json.dumps(first.state_dict(num))))
+        assert done + batches(later) == whole
+    with pytest.raises(SamplingError, match="split"):
+        stream("train+val").load_state_dict(first.state_dict(num))
+
+
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(SplitNotFoundError):
         PKStream(folder, "train")
