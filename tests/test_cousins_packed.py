@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -21,15 +23,15 @@ from entire_id.loading.reader import CropReader
 from entire_id.loading.sampler import PKSampler
 from entire_id.loading.selection import Selection
 from entire_id.loading.stream import PKStream
-from entire_id.records import DISTRACTOR_PID, JUNK_PID
+from entire_id.records import DISTRACTOR_PID, JUNK_PID, Reason
 from entire_id.shards.manifest import read_manifest
 from entire_id.shards.pack import PackConfig, PackReport, pack
 from entire_id.shards.verify import verify
 from entire_id.sources.layouts import LAYOUTS, open_source
 
 from brute_force import single_shot_ranks
-from builders import image_bytes
-from cousins import draw_crops, folder_name, small_tree, write_tree
+from builders import StoppedError, image_bytes, rejected_rows, settle, write_zip
+from cousins import draw_crops, folder_name, occluded_by_copying, small_tree, write_tree
 
 
 def pack_small(tmp_path: Path, name: str, **options: object) -> PackReport:
@@ -198,6 +200,71 @@ def test_the_card_tells_junk_and_distractors_apart(tmp_path):
     statistics = collect_statistics(tmp_path / "market1501", manifest)
     assert (statistics.junk, statistics.unlabelled) == ({"gallery": 5}, {"gallery": 6})
     assert sum(statistics.crops_per_identity["gallery"].values()) == 4
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def drawn_occluded(tmp_path: Path) -> tuple[dict[str, bytes], Path, Path]:
+    """Duke's crops, one of which two lists name and is no image; the lists; and what their authors' script makes."""
+    duke = dict(draw_crops(small_tree("occluded-duke")))
+    lists = {name: duke.pop(name) for name in list(duke) if name.endswith(".list")}
+    both = set(lists["query.list"].split()) & set(lists["gallery.list"].split())
+    extra = f"bounding_box_test/{lists['gallery.list'].decode().split()[-1]}"
+    lists["query.list"] += extra.partition("/")[2].encode()
+    duke[extra] = b"no image"
+    assert len(both) == 1
+    made = write_tree(tmp_path / "made" / "Occluded_Duke", occluded_by_copying(duke, lists).items())
+    return duke, write_tree(tmp_path / "lists", lists.items()), made
+
+
+@pytest.mark.parametrize(("kind", "format_"), [("folder", "parquet"), ("zip", "webdataset"), ("url", "parquet")])
+def test_duke_with_the_lists_packs_to_the_bytes_of_the_folder_that_the_authors_script_makes(kind, format_, tmp_path):
+    duke, lists, made = drawn_occluded(tmp_path)
+    place: Path | str
+    if kind == "zip":
+        place = write_zip(tmp_path / "DukeMTMC-reID.zip", {f"DukeMTMC-reID/{name}": duke[name] for name in duke})
+    elif kind == "url":
+        place = "memory://DukeMTMC-reID"
+        fsspec.filesystem("memory").pipe({f"/DukeMTMC-reID/{name}": data for name, data in duke.items()})
+    else:
+        place = write_tree(tmp_path / "DukeMTMC-reID", duke.items())
+    config = PackConfig(format=format_, name="occluded-duke", shard_rows=6)
+    theirs = pack(open_source(made, "occluded-duke"), tmp_path / "theirs", config)
+    ours = pack(open_source(place, "occluded-duke", lists_path=lists), tmp_path / "ours", config)
+    assert files_of(tmp_path / "ours") == files_of(tmp_path / "theirs")
+    assert {split: part.rows for split, part in ours.manifest.splits.items()} == {"train": 4, "query": 6, "gallery": 14}
+    assert verify(tmp_path / "ours").problems == ()
+    assert (theirs.rejected, ours.rejected) == (
+        {Reason.NOT_AN_IMAGE: 2},
+        {Reason.NOT_AN_IMAGE: 2, Reason.OUTSIDE_SPLITS: 4 + 4},
+    )
+    told = [row["path"] for row in rejected_rows(tmp_path / "ours") if row["reason"] == "not-an-image"]
+    (broken,) = (path for path, data in duke.items() if data == b"no image")
+    assert [path.removeprefix("DukeMTMC-reID/") for path in told] == [broken] * 2  # a line a crop: where to look
+
+
+def test_a_next_version_and_a_stopped_run_take_crops_of_two_splits_as_they_were(tmp_path):
+    duke, lists, made = drawn_occluded(tmp_path)
+    place = write_tree(tmp_path / "DukeMTMC-reID", duke.items())
+    config = PackConfig(name="occluded-duke", shard_rows=6)
+    first = pack(open_source(made, "occluded-duke"), tmp_path / "first", config).manifest
+    settle()
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "packing" and done >= 18:
+            raise StoppedError
+
+    next_version = replace(config, version="1.1.0", previous=tmp_path / "first")
+    for again in (config, next_version):
+        out = tmp_path / f"out-{again.version}"
+        with pytest.raises(StoppedError):
+            pack(open_source(place, "occluded-duke", lists_path=lists), out, again, stop)
+        report = pack(open_source(place, "occluded-duke", lists_path=lists), out, again)
+        assert report.num_resumed > 0
+        assert report.num_kept == (len(first.shards) if again.previous else 0)
+        assert report.manifest.shards == first.shards
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,8 @@ from entire_id.records import (
     split_suffix,
 )
 
-HOSTILE = st.text(st.sampled_from("./\\:%a\0\n~C ") | st.characters(), max_size=20)
+IN_NAMES = st.characters(exclude_categories=["Cs"]) | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
+HOSTILE = st.text(st.sampled_from("./\\:%a\0\n~C ") | IN_NAMES, max_size=20)  # of files: bytes that are no text, too
 PATHS = HOSTILE | st.lists(st.sampled_from(["..", ".", "", "a", "b.jpg", "C:", "..."]), max_size=6).map("/".join)
 
 

@@ -177,7 +177,10 @@ class CropSource:
         return self._files.stamp(path)
 
     def samples(self) -> Iterator[Sample | Rejected]:
-        """Every file once; `cameras.csv`, lists, and what comes with the data set are no crops and left out."""
+        """Every file, once but for those that are in several splits by the lists; see `records.Source`.
+
+        `cameras.csv`, lists, and what comes with the data set are no crops and left out.
+        """
         self._left_out = set()
         continents = {camera.camid: camera.continent for camera in self._cameras}
         if self._lists is not None and self.layout.lists is not None:
@@ -202,9 +205,6 @@ class CropSource:
                 self._left_out.add(sister)
             else:
                 yield path
-
-    def _has(self, path: str) -> bool:
-        return not isinstance(self._files.check(self._prefix + path), Rejected)
 
     def _sister(self, path: str) -> str:
         """Return the folder of the sister set, beside this one, that holds a file; `""` if none does."""
@@ -249,7 +249,7 @@ class CropSource:
         if numbers is None:
             return Rejected(path, Reason.NAME, f"expected a name like {self.layout.example}")
         if pid is not None:
-            numbers = numbers._replace(pid=pid)
+            numbers = NameParts(pid, *numbers[1:])
         if self.layout.number is not None:
             numbers = self.layout.number(folder, numbers)
         return build_sample(Sample(path.removesuffix(name), name, split, *numbers), continents)
@@ -257,27 +257,38 @@ class CropSource:
     def _listed(
         self, lists: Lists, place: ListPlace, continents: Mapping[int, str | None]
     ) -> Iterator[Sample | Rejected]:
-        """Every file once, and every line of a list that no file answers."""
-        entries, twice = read_entries(lists, place, self._has)
+        """Every line of a list with the file that it takes, if one is there, and every file that no line takes."""
+        entries, twice = read_entries(lists, place, self._prefix)
         yield from twice
-        found: set[Entry] = set()
+        is_there = dict.fromkeys((path for entry in entries for path in entry.paths), False)
         for path in self._walk():
-            entry = None if isinstance(path, Rejected) else entries.get(self._below(path))
             if isinstance(path, Rejected):
                 yield path
-            elif entry is None or not path.startswith(self._prefix):
-                unlisted = self._sample(path, continents)
-                if not isinstance(unlisted, Rejected) or unlisted.reason is Reason.NAME:
-                    unlisted = Rejected(path, Reason.OUTSIDE_SPLITS, f"on none of the lists {', '.join(lists.files)}")
-                yield unlisted
+            elif path in is_there:
+                is_there[path] = True
             else:
-                found.add(entry)
-                folder = self._below(path).removesuffix(f"/{entry.path}")
-                yield self._build(path, entry.path, entry.split, folder, continents, entry.pid)
-        for entry in dict.fromkeys(entries.values()):
-            if entry not in found:
-                path = f"{self._prefix}{lists.folders[entry.split][0]}/{entry.path}"
-                yield Rejected(path, Reason.MISSING, f"{entry.name} names it")
+                yield self._unlisted(path, lists)
+        taken = set()
+        for entry in entries:
+            path = next(filter(is_there.__getitem__, entry.paths), "")
+            taken.add(path)
+            yield self._take(path, entry, continents)
+        for path, was_there in is_there.items():
+            if was_there and path not in taken:
+                yield self._unlisted(path, lists)
+
+    def _take(self, path: str, entry: Entry, continents: Mapping[int, str | None]) -> Sample | Rejected:
+        """Return the crop of a line, whose file is at `path`; `""` if there is none."""
+        if not path:
+            return Rejected(entry.paths[0], Reason.MISSING, f"{entry.list_name} names it")
+        folder = self._below(path).removesuffix(f"/{entry.name}")
+        return self._build(path, entry.name, entry.split, folder, continents, entry.pid)
+
+    def _unlisted(self, path: str, lists: Lists) -> Rejected:
+        found = self._sample(path, {})
+        if isinstance(found, Rejected) and found.reason is not Reason.NAME:
+            return found  # no list could make it a crop
+        return Rejected(path, Reason.OUTSIDE_SPLITS, f"on none of the lists {', '.join(lists.files)}")
 
 
 def open_place(place: Path | str) -> Files:

@@ -11,6 +11,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -190,11 +191,12 @@ class ZipArchive:
 
     def walk(self) -> Iterator[str | Rejected]:
         """Every file entry once, in the order of names; of two entries with one name the first is kept."""
-        for info in sorted(self._archive.infolist(), key=_plain_name):
-            name = _plain_name(info)
+        entries = self._entries
+        named = [(_plain_name(info), info) for info in self._archive.infolist()]
+        for name, info in sorted(named, key=itemgetter(0)):
             if name.endswith("/") and not info.file_size:
                 continue  # a folder
-            if self._entries[name] is not info:
+            if entries[name] is not info:
                 yield Rejected(name, Reason.DUPLICATE_KEY, "twice in the archive")
             else:
                 yield _check_entry(name, info)
@@ -209,8 +211,9 @@ class ZipArchive:
         """Names of the folders directly below `path`, sorted."""
         prefix = PurePosixPath(path).parts
         depth = len(prefix)
-        parts = (PurePosixPath(name).parts for name in self._entries if is_safe_path(name))
-        return sorted({part[depth] for part in parts if part[:depth] == prefix and len(part) > depth + 1})
+        holders = {name.rstrip("/").rpartition("/")[0] for name in self._entries}  # few, of millions of names
+        parts = (PurePosixPath(holder).parts for holder in holders if is_safe_path(holder))
+        return sorted({part[depth] for part in parts if part[:depth] == prefix and len(part) > depth})
 
     def check(self, path: str) -> str | Rejected:
         """Return `path` if it is an entry that can be read, else why it cannot be used."""

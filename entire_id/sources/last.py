@@ -37,7 +37,7 @@ def number(folder: str, parts: NameParts) -> NameParts:
     NameParts(pid=1000012, camid=1, seq=-1, frame=-1)
     """
     offset = _VAL_OFFSET if folder.startswith("val/") else 0
-    return parts._replace(pid=parts.pid + offset, camid=_CAMIDS[folder])
+    return NameParts(parts.pid + offset, _CAMIDS[folder])
 
 
 LAYOUT = Layout(

@@ -1,4 +1,8 @@
-"""Lists that say which crops belong to which split, a crop a line."""
+"""Lists that say which crops belong to which split, a crop a line.
+
+The file that a line takes lies in the folder of its split, or else in another: so two lines may take one file, which
+then is a crop of both splits. Most queries of Occluded-Duke are in its gallery, too.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ class Lists:
 
     Attributes:
         files: name → split, first those whose claim to a crop is the stronger.
-        folders: split → folders in which its crops lie; a later one where the ones before it do not hold a crop.
+        folders: split → the folder of its crops, then those from which a crop is taken that is not there.
         parse_line: line → path below such a folder, and identity, None where the name says it; raises ValueError.
         are_needed: whether there is no data set without them.
     """
@@ -42,48 +46,46 @@ class ListPlace(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of a list."""
+    """One line of a list.
+
+    Attributes:
+        split: of its crop.
+        name: path of the crop below a folder of its split.
+        paths: where its file may be, each of these folders in turn; the first that is there is taken.
+        pid: identity; None where the name says it.
+        list_name: of the list.
+    """
 
     split: str
-    path: str
-    pid: int | None
     name: str
+    paths: tuple[str, ...]
+    pid: int | None
+    list_name: str
 
 
-def read_entries(lists: Lists, place: ListPlace, has: Callable[[str], bool]) -> tuple[dict[str, Entry], list[Rejected]]:
-    """Return (folder and path of a crop → its line, lines that name a crop of another line).
+def read_entries(lists: Lists, place: ListPlace, prefix: str) -> tuple[list[Entry], list[Rejected]]:
+    """Return (a line for each crop, lines that name a crop of another line).
 
     Args:
         lists: of the layout.
         place: where they lie.
-        has: tells whether there is a crop of that folder and path.
+        prefix: what the paths of the layout's folders start with, `""` or ending in `/`.
 
     Raises:
-        SourceError: a list cannot be read, a line is none, or one file would have to be in two splits.
+        SourceError: a list cannot be read, or a line is none.
     """
     entries: dict[str, Entry] = {}
     twice = []
-    lines = [entry for name in place.there(lists) for entry in _read_list(lists, place, name)]
-    for entry in lines:
-        path = f"{lists.folders[entry.split][0]}/{entry.path}"
-        first = entries.setdefault(path, entry)
-        if first is not entry:
-            twice.append(Rejected(path, Reason.DUPLICATE_KEY, f"{entry.name} names it, after {first.name}"))
-    lost = []
-    for entry in lines:
-        first_folder, *others = lists.folders[entry.split]
-        for folder in others:
-            other = entries.setdefault(f"{folder}/{entry.path}", entry)
-            if other.split != entry.split and not has(f"{first_folder}/{entry.path}"):
-                lost.append(entry)
-    if lost:
-        what = f"{len(lost):,} of its crops, such as {lost[0].path}, are in another list too and lie in one folder only"
-        advice = "Run the script of the lists' authors, which copies them, and pack the folder that it makes"
-        raise SourceError(f"{place.files.name}/{place.prefix}{lost[0].name}", f"{what}. {advice}")
-    return entries, twice
+    for name in place.there(lists):
+        for entry in _read_list(lists, place, name, prefix):
+            first = entries.setdefault(entry.paths[0], entry)
+            if first is not entry:
+                detail = f"{entry.list_name} names it, after {first.list_name}"
+                twice.append(Rejected(entry.paths[0], Reason.DUPLICATE_KEY, detail))
+    return list(entries.values()), twice
 
 
-def _read_list(lists: Lists, place: ListPlace, name: str) -> Iterator[Entry]:
+def _read_list(lists: Lists, place: ListPlace, name: str, prefix: str) -> Iterator[Entry]:
     where = f"{place.files.name}/{place.prefix}{name}"
     try:
         text = place.files.read(place.prefix + name).data.decode("utf-8-sig")
@@ -91,6 +93,8 @@ def _read_list(lists: Lists, place: ListPlace, name: str) -> Iterator[Entry]:
         raise SourceError(where, error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
         raise SourceError(where, f"not UTF-8 ({error.reason})") from error
+    split = lists.files[name]
+    folders = [f"{prefix}{folder}/" for folder in lists.folders[split]]
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -98,4 +102,5 @@ def _read_list(lists: Lists, place: ListPlace, name: str) -> Iterator[Entry]:
             path, pid = lists.parse_line(line.strip())
         except ValueError as error:
             raise SourceError(where, f"line {number}: {line.strip()[:80]!r} is no line of such a list") from error
-        yield Entry(lists.files[name], path.removeprefix("./"), pid, name)
+        path = path.removeprefix("./")
+        yield Entry(split, path, tuple([folder + path for folder in folders]), pid, name)
