@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import close_session
 from typer.testing import CliRunner
 
 from entire_id.cli.main import app
@@ -23,6 +25,7 @@ from entire_id.loading.dataset import CropDataset
 from entire_id.sources.sample import SampleConfig, draw_sample
 
 from builders import pack_folder
+from webserver import web_server
 
 torch = pytest.importorskip("torch")
 for package in ("transformers", "accelerate", "tensorboard", "matplotlib"):
@@ -284,6 +287,17 @@ def test_wrong_usage_is_told(home: Path, tmp_path: Path) -> None:
     assert "--pair" in told("blur", "--model", "colour")
     assert "--retrain" in told("blur", "--test", "one", "--retrain")
     assert not (tmp_path / "out").exists()
+
+
+def test_data_sets_elsewhere_give_the_same_table(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with web_server(home) as server:
+        far = [f"{server.url}/{name}" for name in ("one", "two")]
+        found = tables(run("cross-domain", tmp_path / "far", "--train", far[0], "--test", far[1], *TOY))
+        close_session()
+    near = tables(run("cross-domain", tmp_path / "near", "--train", "one", "--test", "two", *TOY))
+    names = {"entire-id": "one", "entire-id-2": "two"}  # their manifests call both alike
+    assert json.loads(re.sub("entire-id(-2)?", lambda match: names[match[0]], json.dumps(found))) == near
 
 
 # --- found before anything is trained ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from entire_id.cli.main import app
 from entire_id.errors import (
+    CorruptCropError,
     FeaturesError,
     ImageDecodeError,
     ModelError,
@@ -26,6 +30,7 @@ from entire_id.loading.models import Model
 from entire_id.loading.reader import CropReader
 
 from builders import crop_names, image_bytes, pack_folder, resize_disk, tree, write_crops
+from webserver import WebServer
 
 SPLITS = ["query", "gallery"]
 
@@ -55,6 +60,43 @@ def test_features_know_what_the_owner_says_of_cameras(packed: Path, tmp_path: Pa
     assert set(found.columns["scene"][found.camids != 0]) == {"unknown"}
     (packed / "cameras.csv").unlink()
     assert set(read_features(packed, "gallery", out).columns) == {"continent", "seq", "frame", "width", "height"}
+
+
+@pytest.mark.parametrize("place", ["owner/entire-id", "web"])
+def test_a_data_set_elsewhere_is_embedded_and_scored_by_the_same_commands(
+    place: str, packed: Path, hub: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = hub.url if place == "web" else place
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    run("embed", where)
+    folder = features_folder(where, "colour")
+    assert folder.parent.parent == tmp_path
+    near = embed(packed, SPLITS, "colour", tmp_path / "near")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in near.iterdir()
+    }
+    expected = run("evaluate", str(packed), "--features", str(near), "--by", "scene", "--json")
+    assert run("evaluate", where, "--by", "scene", "--json") == expected
+    run("show", where, "ranked.png", "--ranked")
+    run("show", str(packed), "near.png", "--ranked", "--features", str(near))
+    assert Path("ranked.png").read_bytes() == Path("near.png").read_bytes()
+
+
+def test_a_corrupt_crop_elsewhere_is_named(packed: Path, hub: WebServer, tmp_path: Path) -> None:
+    with CropReader(packed, "query") as reader:
+        key, offset = reader.keys[1], reader.meta["offset"][1].as_py()
+        shard = packed / next(shard.path for shard in reader.manifest.shards if shard.split == "query")
+    data = bytearray(shard.read_bytes())
+    data[offset + 100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CorruptCropError, match=re.escape(key)):
+        embed(hub.url, ["query"], "colour", tmp_path / "features")
 
 
 def test_keys_are_written_as_numpy_writes_them(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
