@@ -80,9 +80,11 @@ def find_candidates(
 
 
 def _model_name(model: str) -> str:
-    """Return what tables call a model: of `RUN/model`, as `train` writes it, the name of the run."""
-    path = Path(model)
-    return path.resolve().parent.name if path.is_dir() and path.resolve().name == "model" else model
+    """Return what tables call a model: of a folder its name, and of `RUN/model`, as `train` writes it, that of the run."""
+    if not Path(model).expanduser().is_dir():
+        return model
+    folder = Path(model).expanduser().resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def cross_domain(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[DataSet]) -> Outcome:
@@ -96,7 +98,7 @@ def cross_domain(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[
 
 def compare_networks(bench: Bench, base: TrainConfig, networks: Sequence[str], tests: Sequence[DataSet]) -> Outcome:
     """Return what `cross_domain` does, of several networks that are trained in the same way. Raises as it does."""
-    candidates = [Candidate(network, replace(base, model=network)) for network in networks]
+    candidates = [Candidate(_model_name(network), replace(base, model=network)) for network in networks]
     return _matrix(bench, "Architectures", "network", candidates, tests)
 
 

@@ -190,14 +190,19 @@ def test_a_network_that_was_trained_before_is_scored_as_it_is(crossed: Path, tmp
 
 
 def test_architectures_differ_in_the_network_alone(tmp_path: Path) -> None:
-    from transformers import ViTConfig
+    from transformers import ResNetConfig, ResNetModel
 
-    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-    ViTConfig(**small, image_size=32, patch_size=8).save_pretrained(tmp_path / "small")
-    options = [*TOY[2:], "--train", "one", "--test", "two", "--network", "tiny", str(tmp_path / "small")]
+    bottlenecks = {"layer_type": "bottleneck", "hidden_sizes": [32, 64], "depths": [1, 2]}  # those of ResNet-50, fewer
+    resnet = tmp_path / "resnet"
+    ResNetModel(ResNetConfig(embedding_size=16, **bottlenecks)).save_pretrained(resnet)
+    options = [*TOY[2:], "--train", "one", "--test", "two", "--network", "tiny", str(resnet)]
     maps, *_ = tables(run_twice("architectures", tmp_path, *options))
-    assert [row["network"] for row in maps] == ["tiny", str(tmp_path / "small")]
+    assert [row["network"] for row in maps] == ["tiny", "resnet"]
     assert maps[0]["two"] != maps[1]["two"]
+    paths = [tmp_path / "out" / "runs" / name / "config.json" for name in ("tiny", "resnet")]
+    tiny, other = (json.loads(path.read_text()) for path in paths)
+    assert other["settings"]["model"] == str(resnet)
+    assert tiny["settings"] | {"model": str(resnet)} == other["settings"]
 
 
 @pytest.mark.parametrize(("by", "only"), [("continent", ["asia", "europe"]), ("camera", ["4", "7"])])
