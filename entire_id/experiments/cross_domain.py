@@ -80,7 +80,7 @@ def find_candidates(
 
 
 def _model_name(model: str) -> str:
-    """Return what tables call a model: of a folder its name, and of `RUN/model`, as `train` writes it, that of the run."""
+    """Return what tables call a model: a folder by its name, and `RUN/model`, which `train` writes, by the run."""
     if not Path(model).expanduser().is_dir():
         return model
     folder = Path(model).expanduser().resolve()
