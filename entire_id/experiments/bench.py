@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,7 @@ def score_candidates(bench: Bench, asked: Sequence[tuple[Candidate, Sequence[Tas
     for candidate, tasks in asked:
         tasks_of.setdefault(candidate, {}).update(dict.fromkeys(tasks))
     check_names(bench.out, tasks_of)
-    for task in {task: None for tasks in tasks_of.values() for task in tasks}:
-        _check_task(task)
+    _check_tasks({task for tasks in tasks_of.values() for task in tasks})
     for candidate in tasks_of:
         _check_training(bench.out, candidate)
     found = {candidate: _score_tasks(bench, candidate, tasks) for candidate, tasks in tasks_of.items()}
@@ -141,11 +141,16 @@ def check_names(out: Path, candidates: Iterable[Candidate]) -> None:
         raise ExperimentError(out, "there is nothing to score: name data sets to train on, or models")
 
 
-def _check_task(task: Task) -> None:
-    labels = read_labels(task.test.path)
-    if task.where is not None:
-        labels = labels.of_queries(_rows_asked(labels, *task.where))
-    check_columns(labels, task.columns, task.protocol)
+def _check_tasks(tasks: Iterable[Task]) -> None:
+    for place, of_place in groupby(sorted(tasks, key=_place_of), _place_of):
+        every = read_labels(place)
+        for task in of_place:
+            labels = every if task.where is None else every.of_queries(_rows_asked(every, *task.where))
+            check_columns(labels, task.columns, task.protocol)
+
+
+def _place_of(task: Task) -> str:
+    return task.test.path
 
 
 def _check_training(out: Path, candidate: Candidate) -> None:
