@@ -7,55 +7,54 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from entire_id.evaluation.breakdown import Interval, middle_of, resample_means
 from entire_id.evaluation.plots import plot_intervals
 from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.results import DataSet, Result
-from entire_id.experiments.tables import Outcome, Table
+from entire_id.experiments.tables import Outcome, Share, Table
 
 __all__ = ["Spread", "compare_networks", "cross_domain", "find_candidates", "find_spread"]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far scores on several test sets lie apart, each with its 95 % interval.
+    """How far scores on several test sets lie apart.
 
     Attributes:
-        mean: of the scores m₁ … mₙ.
+        mean: of the scores m₁ … mₙ, with its 95 % interval.
         deviation: √(Σ (mᵢ - mean)² / n), the standard deviation of the scores.
         width: highest less lowest.
+        chance_deviation: which deviation is expected if the sets are equally hard, and chance alone parts the scores.
+        chance_width: likewise which width.
     """
 
     mean: Interval
-    deviation: Interval
-    width: Interval
+    deviation: float
+    width: float
+    chance_deviation: float
+    chance_width: float
 
 
 def find_spread(results: Sequence[Result], metric: str = "mAP") -> Spread:
     """Return how far the scores of one model on several test sets lie apart.
 
-    People are drawn with replacement in every test set on its own (cluster bootstrap), and each statistic is computed
-    anew of every draw. What chance adds to single scores adds to their spread, too.
+    People are drawn with replacement in every test set on its own (cluster bootstrap). Deviation and width are never 0,
+    and larger than those of endless test sets, so that intervals around them would miss the truth: what draws bring
+    about whose means were made equal stands beside them instead.
     """
-    drawn = [
-        resample_means([one.values[metric]], one.counted, one.pids, seed=number)[:, 0]
-        for number, one in enumerate(results)
-    ]
-    found, samples = _statistics(np.array([one.metrics[metric].value for one in results])), _statistics(np.array(drawn))
-    return Spread(*(_holding(float(value), *middle_of(of)) for value, of in zip(found, samples, strict=True)))
-
-
-def _holding(value: float, low: float, high: float) -> Interval:
-    """Return an interval that holds its number: draws lie apart by chance, so that theirs may begin above it."""
-    return Interval(value, min(low, value), max(high, value))
-
-
-def _statistics(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
-    """Return mean, deviation and width over the first axis."""
-    return scores.mean(axis=0), scores.std(axis=0), np.ptp(scores, axis=0)
+    scores = np.array([one.metrics[metric].value for one in results])
+    drawn = np.array(
+        [
+            resample_means([one.values[metric]], one.counted, one.pids, seed=number)[:, 0]
+            for number, one in enumerate(results)
+        ]
+    )
+    alike = drawn - drawn.mean(axis=1, keepdims=True)
+    mean = Interval(float(scores.mean()), *middle_of(drawn.mean(axis=0)))
+    chance = alike.std(axis=0).mean(), np.ptp(alike, axis=0).mean()
+    return Spread(mean, float(scores.std()), float(np.ptp(scores)), *map(float, chance))
 
 
 def find_candidates(
@@ -139,12 +138,16 @@ def _spreads(head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequ
     for candidate, results in found.items():
         spread = find_spread(results)
         lowest = min(range(len(tests)), key=lambda at: results[at].metrics["mAP"].value)
-        rows.append((candidate.name, spread.mean, spread.deviation, spread.width, tests[lowest].name))
+        numbers = (spread.deviation, spread.chance_deviation, spread.width, spread.chance_width)
+        rows.append((candidate.name, spread.mean, *map(Share, numbers), tests[lowest].name))
     note = (
-        "Of the mAP m₁ … mₙ on n test sets: mean m̄ = Σ mᵢ / n, standard deviation √(Σ (mᵢ - m̄)² / n), and highest less "
-        "lowest. What chance adds to single scores adds to their spread, too: compare it with the intervals above."
+        "In percent. Of the mAP m₁ … mₙ on n test sets: mean m̄ = Σ mᵢ / n, standard deviation √(Σ (mᵢ - m̄)² / n), and "
+        "highest less lowest. By chance: what is expected of sets that are equally hard, for so few people were asked."
     )
-    columns = (head, "mean mAP", "standard deviation", "highest less lowest", "lowest on")
+    columns = (
+        *(head, "mean mAP", "standard deviation", "deviation by chance"),
+        *("highest less lowest", "width by chance", "lowest on"),
+    )
     return Table(f"Spread over {len(tests)} test sets", columns, tuple(rows), (note,))
 
 

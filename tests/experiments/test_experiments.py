@@ -105,8 +105,9 @@ def test_cross_domain_gives_a_row_for_every_candidate(crossed: Path) -> None:
     ]
     for row, spread in zip(maps, spreads, strict=True):
         both = np.array([row["one"][0], row["two"][0]])
-        found = [spread[name][0] for name in ("mean mAP", "standard deviation", "highest less lowest")]
+        found = [spread["mean mAP"][0], spread["standard deviation"], spread["highest less lowest"]]
         assert found == pytest.approx([both.mean(), both.std(), np.ptp(both)])
+        assert 0 < 2 * spread["deviation by chance"] == pytest.approx(spread["width by chance"])  # of two sets
         assert spread["lowest on"] == ("one", "two")[both.argmin()]
     assert (crossed / "scores.png").read_bytes().startswith(b"\x89PNG")
     kept = json.loads((crossed / "scores" / "colour" / "one.json").read_text())

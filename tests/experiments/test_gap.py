@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from entire_id.errors import EvaluationError
-from entire_id.experiments.gap import measure_gap
+from entire_id.experiments.gap import kernel_width, measure_gap
 
 
 def domain(seed: int, shift: float = 0.0, people: int = 40, crops: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +51,28 @@ def test_intervals_draw_people_not_crops():
     (values, people), other = domain(0), domain(1, 1.0)
     few, many = gap((values, people), other), gap((np.tile(values, (10, 1)), np.tile(people, 10)), other)
     assert many.high - many.low > 0.8 * (few.high - few.low)
+
+
+def test_few_people_that_lie_far_apart_have_a_gap_in_every_draw():
+    corners = np.eye(4)
+    for people in (2, 3, 4):
+        who = np.repeat(np.arange(people), 2)
+        noise = 0.01 * np.random.default_rng(0).normal(size=(2, len(who), 4))
+        found = gap((corners[0] + noise[0], who), (corners[1] + noise[1], who))
+        assert 1 < found.low <= found.value <= 2
+
+
+def test_gaps_by_one_width_grow_with_the_distance():
+    def at(angle: float) -> tuple[np.ndarray, np.ndarray]:
+        values, people = domain(int(10 * angle))
+        turned = np.array([np.cos(angle), np.sin(angle), *np.zeros(6)])
+        return 10 * turned + values, people
+
+    sets = [at(angle) for angle in (0.0, 1.0, 2.0, 3.14)]
+    width = kernel_width([values for values, _ in sets])
+    gaps = [measure_gap([sets[0][0], one[0]], [sets[0][1], one[1]], width).value for one in sets[1:]]
+    assert gaps == sorted(gaps)
+    assert kernel_width([np.concatenate([values for values, _ in sets])]) == width
 
 
 def test_one_person_makes_no_gap():
