@@ -12,6 +12,7 @@ from entire_id.evaluation.plots import plot_intervals
 from entire_id.evaluation.protocols import find_protocol
 from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.notes import training_notes
 from entire_id.experiments.results import DataSet, Result, compare_results
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
@@ -84,9 +85,10 @@ def find_groups(
     if unknown := [name for name in chosen if name not in common] or ([] if common else ["at all"]):
         raise ExperimentError(
             place,
-            f"no {by} {unknown[0]} in both train part and queries that can be scored; there is {', '.join(common)}",
+            f"no {by} {unknown[0]} in both train part and queries that can be scored; "
+            f"there is {', '.join(common) or 'none'}",
         )
-    return trained, chosen or common
+    return trained, list(dict.fromkeys(chosen)) or common
 
 
 def _groups(crops: CropDataset, by: By) -> list[str]:
@@ -121,6 +123,7 @@ def leave_one_out(bench: Bench, base: TrainConfig, test: DataSet, by: By, groups
         "With: trained on everything. Without: trained in the same way, as many steps, on the crops of all other "
         f"{by}s. Difference: without less with, on the same queries, with its paired 95 % interval.",
         f"Scored by protocol {seen[0].facts['protocol']}.",
+        *training_notes(without),
     )
     series = {
         name: {group.name: one.metrics["mAP"] for group, one in zip(groups, results, strict=True)}

@@ -434,3 +434,9 @@ def _lines_until(text: bytes, step: int) -> bytes:
     """Return the whole lines of steps up to `step`."""
     lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
     return b"".join(line for line in lines if json.loads(line)["step"] <= step)
+
+
+def check_training(config: TrainConfig, *, network: bool = True) -> None:
+    """Interim."""
+    if not config.stream:
+        open_training(config, config.datasets)
