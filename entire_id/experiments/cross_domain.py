@@ -114,6 +114,7 @@ def _matrix(bench: Bench, title: str, head: str, candidates: Sequence[Candidate]
     tests = [task.test for task in tasks]
     found = dict(zip(candidates, score_candidates(bench, [(one, tasks) for one in candidates]), strict=True))
     tables = [_scores(name, metric, head, found, tests) for name, metric in (("mAP", "mAP"), ("Rank-1", "rank1"))]
+    tables[0] = replace(tables[0], notes=(*own_notes(found, tests), *training_notes(found)))
     tables.append(_counts(found, tests))
     if len(tests) > 1:
         tables.insert(2, _spreads(head, found, tests))
@@ -128,7 +129,7 @@ def _scores(
     name: str, metric: str, head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]
 ) -> Table:
     rows = tuple((candidate.name, *(one.metrics[metric] for one in results)) for candidate, results in found.items())
-    return Table(name, (head, *(test.name for test in tests)), rows, (*own_notes(found, tests), *training_notes(found)))
+    return Table(name, (head, *(test.name for test in tests)), rows)
 
 
 def _spreads(head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]) -> Table:

@@ -326,10 +326,10 @@ def interval_values(one: Interval) -> list[float | None]:
     return [none_if_nan(value) for value in asdict(one).values()]
 
 
-def read_result(path: Path) -> Result | None:
+def read_result(path: str | Path) -> Result | None:
     """Return the result in a file; None where there is none, or no whole one."""
     try:
-        return Result.from_dict(json.loads(path.read_bytes()))
+        return Result.from_dict(json.loads(Path(path).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
