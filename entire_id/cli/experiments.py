@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -133,13 +134,25 @@ class _Training:
             "seed": self.seed,
         }
         with usage():
-            others = dict(_setting(text) for text in self.settings or ())
-            known = {field.name for field in fields(TrainConfig)} - {*given, "device", *_CHOSEN_HERE}
-            if unknown := sorted(others.keys() - known):
-                raise ValueError(f"--set {unknown[0]!r} is none of {', '.join(sorted(known))}")
+            pairs = [_setting(text) for text in self.settings or ()]
+            others = dict(pairs)
+            if len(others) < len(pairs):
+                raise ValueError("--set gives a setting twice")
+            known = {field.name for field in fields(TrainConfig)} - {*_BY_OPTION, *_CHOSEN_HERE}
+            for name in sorted(others.keys() - known):
+                if name in _BY_OPTION:
+                    raise ValueError(f"--set {name!r} has an option of its own, {_BY_OPTION[name]}")
+                raise ValueError(f"--set {name!r} is none of {', '.join(sorted(known))}")
             return TrainConfig(datasets=("",), device=self.device.value, **given, **others)
 
 
+_BY_OPTION = {
+    "model": "--network",
+    "steps": "--steps",
+    "num_workers": "--workers",
+    "seed": "--seed",
+    "device": "--device",
+}
 _CHOSEN_HERE = {"datasets", "only_cameras", "only_continents", "people_share"}
 
 
@@ -178,7 +191,7 @@ def cross_domain(
 
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(train, test)
-    candidates = _candidates(trained_on, model, base, joined=joined)
+    candidates = _candidates(trained_on, model, base, settings, joined=joined)
     asked = {"joined": joined, "models": model or [], "protocol": protocol}
     request = _request("cross-domain", asked, trained_on, tests, base, [network])
     with _bench(request, out, device, model_size) as bench:
@@ -300,7 +313,7 @@ def groups(
 
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(train, test)
-    candidates = _candidates(trained_on, model, base)
+    candidates = _candidates(trained_on, model, base, settings)
     asked = {"by": by, "models": model or [], "protocol": protocol}
     request = _request("groups", asked, trained_on, tests, base, [network])
     with _bench(request, out, device, model_size) as bench:
@@ -374,7 +387,7 @@ def blur(
     trained_on, tests = _find(pair if retrain else train, test or pair)
     if pair and (len(pair), len(tests)) != (2, 2):
         raise typer.BadParameter("--pair PLAIN BLURRED takes two data sets")
-    candidates = _candidates(trained_on, model, base)
+    candidates = _candidates(trained_on, model, base, settings)
     if pair:
         pairs = given_pairs(candidates, (tests[0], tests[1]), protocol, own=retrain)
     else:
@@ -423,12 +436,19 @@ def _find(*groups: Sequence[str] | None) -> list[tuple[DataSet, ...]]:
 
 
 def _candidates(
-    trained_on: Sequence[DataSet], models: Sequence[str] | None, base: TrainConfig, *, joined: bool = False
+    trained_on: Sequence[DataSet],
+    models: Sequence[str] | None,
+    base: TrainConfig,
+    settings: Sequence[str] | None,
+    *,
+    joined: bool = False,
 ) -> tuple[Candidate, ...]:
     from entire_id.experiments.cross_domain import find_candidates
 
     if not trained_on and not models:
         raise typer.BadParameter("give data sets to --train on, or a --model that is there")
+    if not trained_on and settings:
+        raise typer.BadParameter("--set says how networks are trained; without --train there is none")
     every = [trained_on] if joined and len(trained_on) > 1 else []
     with usage():
         return find_candidates([*([one] for one in trained_on), *every], models or (), base)
@@ -471,6 +491,9 @@ def _bench(request: Request, out: Path, device: Device, model_size: str = "") ->
     from entire_id.staging import alone
 
     check_matplotlib()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        advice = "train with accelerate launch … -m entire_id train, then give --model RUN/model"
+        raise typer.BadParameter(f"an experiment is one process; {advice}")
     with usage():
         options = ModelOptions(size=numbers(model_size, "x", int, 2), device=device.value)
     refusal = ExperimentError(out, "another process is at work there. Wait for it, or name a new folder")

@@ -336,7 +336,7 @@ def test_tsne_draws_the_sets_and_measures_their_gap(tmp_path: Path) -> None:
     }
 
 
-def test_wrong_usage_is_told(home: Path, tmp_path: Path) -> None:
+def test_wrong_usage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(*arguments: str) -> str:
         done = CliRunner().invoke(app, ["experiment", *arguments, "--out", str(tmp_path / "out")])
         assert done.exit_code == 2
@@ -346,6 +346,12 @@ def test_wrong_usage_is_told(home: Path, tmp_path: Path) -> None:
     assert "NAME=VALUE" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p")
     assert "is none of" in told("cross-domain", "--train", "one", "--test", "one", "--set", "datasets=1")
     assert "p 'abc' is not of type int" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p=abc")
+    assert "twice" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p=4", "p=2")
+    assert "of its own, --seed" in told("cross-domain", "--train", "one", "--test", "one", "--set", "seed=2")
+    assert "there is none" in told("cross-domain", "--model", "colour", "--test", "one", "--set", "p=2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "an experiment is one process" in told("cross-domain", "--model", "colour", "--test", "one")
+    monkeypatch.delenv("WORLD_SIZE")
     joined = ["--train", "one", "two", "--joined", "--test", "one"]
     assert "needs one data set" in told("cross-domain", *joined, "--set", "side=camera")
     assert "people_share" in told("size", "--train", "one", "--test", "one", "--set", "stream=true", *TOY[2:6])
