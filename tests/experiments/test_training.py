@@ -36,7 +36,7 @@ for package in ("transformers", "accelerate", "tensorboard"):
 from safetensors.torch import load_file  # noqa: E402 needs torch
 
 from entire_id.experiments.config import TrainConfig, learning_rate  # noqa: E402
-from entire_id.experiments.network import open_trained  # noqa: E402
+from entire_id.experiments.network import find_weights, open_trained  # noqa: E402
 from entire_id.experiments.subsets import nested_share, training_crops  # noqa: E402
 from entire_id.experiments.training import check_training, train  # noqa: E402
 
@@ -258,13 +258,17 @@ UNFIT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"only_cameras": (5,)}, SelectionError, "no camera 5"),
     ({"only_cameras": (0,), "only_continents": ("europe",)}, SelectionError, "none of 48 crops is left"),
     ({"model": "vit-xl"}, ModelError, "no such model"),
+    ({"model": "broken"}, ModelError, "has image_std"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), UNFIT)
 def test_what_cannot_be_trained_is_refused_and_leaves_nothing(
-    changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+    changes: dict[str, Any], error: type[Exception], message: str, home: Path, tmp_path: Path
 ) -> None:
+    (home / "broken").mkdir(exist_ok=True)
+    (home / "broken" / "config.json").write_text("{}")
+    (home / "broken" / "preprocessor_config.json").write_text('{"image_std": 0}')
     config = dataclasses.replace(SMALL, **changes)
     with pytest.raises(error, match=message) as refused:
         train(config, tmp_path / "run")
@@ -429,6 +433,14 @@ def test_the_command_line_embeds_with_what_was_trained(whole: Path, tmp_path: Pa
         entire_id.open_model(str(whole / "model"))
     done = embed("--size", "8x8")
     assert (done.returncode, "takes --device alone, not size" in done.stderr) == (2, True)
+
+
+def test_the_folder_of_a_training_is_told_from_its_network(whole: Path, killed: Path) -> None:
+    for opens in (entire_id.open_model, find_weights, open_trained):
+        with pytest.raises(ModelError, match=r"the folder of a training; the network is '.*/run/model'"):
+            opens(str(whole))
+        with pytest.raises(ModelError, match=r"will be '.*/run/model', once all steps are done"):
+            opens(str(killed))
 
 
 @pytest.mark.parametrize("side", ["camera", "continent"])
