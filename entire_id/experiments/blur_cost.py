@@ -11,6 +11,7 @@ from entire_id.evaluation.plots import plot_intervals
 from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.notes import own_notes, training_notes
 from entire_id.experiments.results import DataSet, Result, compare_results
+from entire_id.experiments.subsets import training_split
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.selection import Selection
@@ -64,7 +65,7 @@ def given_pairs(
     if own:
         first, second = candidates
         if first.training is not None:
-            _check_pair(*sets, first.training.split)
+            _check_pair(*sets, training_split(first.training, sets[0].path))
         return [BlurPair("each trained on its own", (first, plain), (second, blurred))]
     return [BlurPair(one.name, (one, plain), (one, blurred)) for one in candidates]
 

@@ -45,7 +45,7 @@ class TrainConfig:
 
     Attributes:
         datasets: what to train on, at least one: folders, repositories or URLs. Several are joined.
-        split: of which split, or which of one part: `train+val`.
+        split: of which split, or which of one part: `train+val`; a set that has no `val` gives its train part.
         stream: read batches from shards as they are needed, of one data set.
         only_cameras: train on crops of these cameras alone; all by default.
         only_continents: train on crops from these continents alone; all by default.

@@ -14,6 +14,7 @@ from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.notes import training_notes
 from entire_id.experiments.results import DataSet, Result, compare_results
+from entire_id.experiments.subsets import training_split
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.files import open_files
@@ -73,7 +74,7 @@ def find_groups(
         raise ExperimentError(
             test.path, f"camera numbers of {place} mean nothing in it. Test on the set that is trained on"
         )
-    trained = _groups(CropDataset(place, base.split), by)
+    trained = _groups(CropDataset(place, training_split(base, place)), by)
     if len(trained) < 2:
         hint = "; cameras.csv says where cameras stand: see entire-id pack" if by == "continent" else ""
         raise ExperimentError(place, f"its {base.split} part is of one {by}, {trained[0]!r}: none is left{hint}")

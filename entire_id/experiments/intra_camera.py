@@ -14,6 +14,7 @@ from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.held_out import find_groups
 from entire_id.experiments.notes import training_notes
 from entire_id.experiments.results import DataSet, Result, compare_results
+from entire_id.experiments.subsets import training_split
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
 
@@ -46,7 +47,7 @@ def find_cameras(base: TrainConfig, test: DataSet, chosen: Sequence[str] = ()) -
     if chosen:
         return Cameras(asked)
     (place,) = base.datasets
-    crops = CropDataset(place, base.split)
+    crops = CropDataset(place, training_split(base, place))
     seen = np.unique(np.stack([crops.camids, crops.pids]), axis=1)[0]
     found = {camid: int((seen == camid).sum()) >= base.p for camid in asked}
     if not any(found.values()):

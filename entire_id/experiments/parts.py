@@ -14,7 +14,7 @@ from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.notes import own_notes, training_notes
 from entire_id.experiments.results import DataSet
-from entire_id.experiments.subsets import nested_share, training_crops
+from entire_id.experiments.subsets import nested_share, training_crops, training_split
 from entire_id.experiments.tables import Outcome, Row, Share, Table
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.integers import count_values
@@ -119,7 +119,7 @@ def _part(base: TrainConfig, of: Of, share: float) -> TrainConfig:
         return base
     if of == "people":
         return replace(base, people_share=share)
-    crops = CropDataset(base.datasets[0], base.split)
+    crops = CropDataset(base.datasets[0], training_split(base, base.datasets[0]))
     if of == "cameras":
         return replace(base, only_cameras=nested_share(count_values(crops.camids)[0].tolist(), share, base.seed))
     return replace(base, only_continents=nested_share(crops.continent_names, share, base.seed))

@@ -22,7 +22,7 @@ from entire_id.loading.sampler import PKSampler
 from entire_id.loading.selection import Selection, named_splits
 from entire_id.loading.transforms import Transform
 
-__all__ = ["check_batches", "find_selection", "nested_share", "open_training", "training_crops"]
+__all__ = ["check_batches", "find_selection", "nested_share", "open_training", "training_crops", "training_split"]
 
 _Value = TypeVar("_Value", int, str)
 
@@ -55,20 +55,34 @@ def find_selection(config: TrainConfig, place: str) -> Selection:
     return Selection(select.cameras, select.continents, nested_share(people, config.people_share, config.seed))
 
 
+def training_split(config: TrainConfig, place: str) -> str:
+    """Return which splits of a data set a training takes: those of its settings, but for a `val` that is not there.
+
+    Papers train on `train+val` of MSMT17, and few other data sets have a `val`.
+
+    Raises:
+        DatasetNotFoundError, RepositoryNotFoundError, ManifestError, DownloadError, SelectionError: see `CropDataset`.
+    """
+    files = open_files(place)
+    splits = named_splits(files.name, config.split)
+    if len(splits) > 1 and "val" in splits and "val" not in fetch_manifest(files).splits:
+        splits = tuple(split for split in splits if split != "val")
+    return "+".join(splits)
+
+
 def _sightings(config: TrainConfig, place: str, select: Selection) -> ShardIndex:
     """Return a crop of every person by every camera, shard by shard, that a selection takes: no more is to be known.
 
     Raises:
         See `find_selection`.
     """
-    files = open_files(place)
+    files, split = open_files(place), training_split(config, place)
     fetch_manifest(files)
-    splits = named_splits(files.name, config.split)
-    every = _all_sightings(place, splits, files.content)
+    every = _all_sightings(place, named_splits(files.name, split), files.content)
     try:
-        mask = select.mask(every, f"{files.name}: {'+'.join(splits)}")
+        mask = select.mask(every, f"{files.name}: {split}")
     except SelectionError:
-        CropDataset(place, config.split, select=select)  # says the same with the number of all crops
+        CropDataset(place, split, select=select)  # says the same with the number of all crops
         raise
     return every.take(mask, None)
 
@@ -100,7 +114,9 @@ def open_training(
         See `find_selection` for the others.
     """
     ones = {
-        name: CropDataset(place, config.split, select=find_selection(config, place), transform=transform)
+        name: CropDataset(
+            place, training_split(config, place), select=find_selection(config, place), transform=transform
+        )
         for name, place in zip(_names(places), places, strict=True)
     }
     crops = join(ones) if len(ones) > 1 else next(iter(ones.values()))
@@ -145,7 +161,7 @@ def check_batches(config: TrainConfig, places: Sequence[str]) -> ShardIndex:
 
 def training_crops(config: TrainConfig, place: str) -> dict[str, int]:
     """Return how many crops, people, cameras and continents of a data set a training takes. Raises as above."""
-    crops = CropDataset(place, config.split, select=find_selection(config, place))
+    crops = CropDataset(place, training_split(config, place), select=find_selection(config, place))
     return {
         "crops": len(crops),
         "people": len(crops.label_map),

@@ -31,7 +31,7 @@ from entire_id.experiments.network import (
     normalisation,
     save_trained,
 )
-from entire_id.experiments.subsets import check_batches, find_selection, open_training
+from entire_id.experiments.subsets import check_batches, find_selection, open_training, training_split
 from entire_id.loading.files import open_files
 from entire_id.loading.index import ShardIndex, fetch_manifest
 from entire_id.loading.integers import count_values
@@ -120,6 +120,9 @@ def train(
         find_run(out, config, start.facts)
     accelerator.wait_for_everyone()
     tell(start.weights.summary())
+    for place in start.where:
+        if (split := training_split(config, place)) != config.split.replace(" ", ""):
+            tell(f"{place} has no val part: it is trained on {split}")
     if done := _find_done(config, out):
         tell(f"{out} is complete: all of {config.steps:,} steps")
         return done
@@ -311,7 +314,7 @@ class _Source:
 def _open_stream(config: TrainConfig, place: str, transform: TrainTransform | None = None) -> PKStream:
     select = find_selection(config, place)
     who = (config.p, config.k)
-    return PKStream(place, config.split, *who, seed=config.seed, select=select, transform=transform)
+    return PKStream(place, training_split(config, place), *who, seed=config.seed, select=select, transform=transform)
 
 
 def _sides(config: TrainConfig, index: ShardIndex) -> tuple[tuple[int | str, ...], npt.NDArray[np.int64] | None]:

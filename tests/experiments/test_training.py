@@ -507,6 +507,15 @@ def test_train_and_val_are_trained_on_together(msmt: Path, stream: bool, tmp_pat
         train(dataclasses.replace(config, split="train+query"), tmp_path / "none")
 
 
+def test_a_set_without_val_gives_its_train_part_and_that_is_told(msmt: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, datasets=("set", str(msmt)), split="train+val", steps=1)
+    told: list[str] = []
+    assert train(config, tmp_path / "run", tell=told.append).num_people == 6 + 3
+    assert [text for text in told if " val " in text] == ["set has no val part: it is trained on train"]
+    with pytest.raises(SplitNotFoundError, match="val"):
+        train(dataclasses.replace(config, datasets=("set",), split="val"), tmp_path / "none")
+
+
 def test_weights_of_another_model_are_a_start(whole: Path, tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTModel
 
