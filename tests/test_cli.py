@@ -126,12 +126,14 @@ def test_warnings_are_one_line_and_ctrl_c_says_what_is_left(packed: Path, tmp_pa
 
 
 def test_ctrl_c_promises_nothing_where_nothing_is_kept(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("entire_id.shards.manifest.read_manifest", stop)
-    done = CliRunner().invoke(app, ["info", str(packed)])
-    assert (done.exit_code, done.stderr) == (130, "stopped\n")
+    monkeypatch.setattr("entire_id.hub.versions.verify_revision", stop)
+    for arguments in (["info", str(packed)], ["verify", "owner/entire-id@v1.0.0"]):
+        done = CliRunner().invoke(app, arguments)
+        assert (done.exit_code, done.stderr) == (130, "stopped\n")
 
 
 def test_evaluate_shows_parts_and_what_differs(packed: Path, tmp_path: Path) -> None:
