@@ -49,6 +49,7 @@ PAGES = [
 NEEDS = {
     "torch": ["torch"],
     "plots": ["matplotlib"],
+    "import cross_domain": ["matplotlib"],
     "import webdataset": ["webdataset", "torch"],
     "import Accelerator": ["accelerate"],
     "import Trainer": ["transformers", "accelerate"],

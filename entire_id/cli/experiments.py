@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +19,7 @@ from entire_id.cli.terminal import JsonOption, numbers, print_json, progress_bar
 if TYPE_CHECKING:
     from entire_id.experiments.bench import Bench, Candidate
     from entire_id.experiments.config import TrainConfig
-    from entire_id.experiments.results import DataSet
+    from entire_id.experiments.results import DataSet, Request
     from entire_id.experiments.tables import Outcome
 
 __all__ = ["app"]
@@ -97,6 +98,10 @@ StepsOption = Annotated[int, typer.Option(min=1, help="Batches of every training
 DeviceOption = Annotated[Device, typer.Option(help="Where models are trained and run.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read crops for a training.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of trainings, shares and draws.")]
+ProtocolOption = Annotated[str, typer.Option(help="Which crops are right and which are ignored.")]
+ModelSizeOption = Annotated[
+    str, typer.Option(metavar="HxW", help="Resize crops for --model, such as 256x128. [default: as the model says]")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE...", help="Any other setting of TrainConfig, such as size=256x128 p=8."),
@@ -129,13 +134,25 @@ class _Training:
             "seed": self.seed,
         }
         with usage():
-            others = dict(_setting(text) for text in self.settings or ())
-            known = {field.name for field in fields(TrainConfig)} - {*given, "device", *_CHOSEN_HERE}
-            if unknown := sorted(others.keys() - known):
-                raise ValueError(f"--set {unknown[0]!r} is none of {', '.join(sorted(known))}")
+            pairs = [_setting(text) for text in self.settings or ()]
+            others = dict(pairs)
+            if len(others) < len(pairs):
+                raise ValueError("--set gives a setting twice")
+            known = {field.name for field in fields(TrainConfig)} - {*_BY_OPTION, *_CHOSEN_HERE}
+            for name in sorted(others.keys() - known):
+                if name in _BY_OPTION:
+                    raise ValueError(f"--set {name!r} has an option of its own, {_BY_OPTION[name]}")
+                raise ValueError(f"--set {name!r} is none of {', '.join(sorted(known))}")
             return TrainConfig(datasets=("",), device=self.device.value, **given, **others)
 
 
+_BY_OPTION = {
+    "model": "--network",
+    "steps": "--steps",
+    "num_workers": "--workers",
+    "seed": "--seed",
+    "device": "--device",
+}
 _CHOSEN_HERE = {"datasets", "only_cameras", "only_continents", "people_share"}
 
 
@@ -158,6 +175,7 @@ def cross_domain(
     out: OutOption,
     train: TrainOption = None,
     model: ModelsOption = None,
+    model_size: ModelSizeOption = "",
     joined: Annotated[bool, typer.Option("--joined", help="Train on all of them together, too.")] = False,
     network: NetworkOption = "vit-b",
     steps: StepsOption = 24_000,
@@ -165,6 +183,7 @@ def cross_domain(
     workers: WorkersOption = 4,
     seed: SeedOption = 0,
     settings: SetOption = None,
+    protocol: ProtocolOption = "market1501",
     as_json: JsonOption = False,
 ) -> None:
     """Train sets × test sets: mAP and Rank-1 with intervals, and the spread over test sets."""
@@ -172,11 +191,11 @@ def cross_domain(
 
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(train, test)
-    candidates = _candidates(trained_on, model, base, joined=joined)
-    stated = {"joined": joined, "models": model or [], **_trained(base, [network] if trained_on else [])}
-    with _bench("cross-domain", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = run(bench, candidates, tests)
-    _report(outcome, out, as_json=as_json)
+    candidates = _candidates(trained_on, model, base, settings, joined=joined)
+    asked = {"joined": joined, "models": model or [], "protocol": protocol}
+    request = _request("cross-domain", asked, trained_on, tests, base, [network])
+    with _bench(request, out, device, model_size) as bench:
+        _report(run(bench, candidates, tests, protocol), out, as_json=as_json)
 
 
 @experiment.command(cls=ManyCommand)
@@ -190,6 +209,7 @@ def architectures(
     workers: WorkersOption = 4,
     seed: SeedOption = 0,
     settings: SetOption = None,
+    protocol: ProtocolOption = "market1501",
     as_json: JsonOption = False,
 ) -> None:
     """Several networks, trained in the same way on one data set, × test sets."""
@@ -197,10 +217,10 @@ def architectures(
 
     trained_on, tests = _find([train], test)
     base = _on(_Training("tiny", steps, device, workers, seed, settings).config(), trained_on)
-    stated = {"networks": network, **_trained(base, network)}
-    with _bench("architectures", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = compare_networks(bench, base, network, tests)
-    _report(outcome, out, as_json=as_json)
+    asked = {"networks": network, "protocol": protocol}
+    request = _request("architectures", asked, trained_on, tests, base, network)
+    with _bench(request, out, device) as bench:
+        _report(compare_networks(bench, base, network, tests, protocol), out, as_json=as_json)
 
 
 @experiment.command(cls=ManyCommand)
@@ -227,10 +247,10 @@ def leave_one_out(
     trained_on, tests = _find([train], [test or train])
     base = _on(_Training(network, steps, device, workers, seed, settings).config(), trained_on)
     groups = plan_held_out(base, tests[0], by.value, only or ())
-    stated = {"by": by.value, "groups": [one.name for one in groups], **_trained(base, [network])}
-    with _bench("leave-one-out", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = run(bench, base, tests[0], by.value, groups)
-    _report(outcome, out, as_json=as_json)
+    asked = {"by": by.value, "groups": [one.name for one in groups]}
+    request = _request("leave-one-out", asked, trained_on, tests, base, [network])
+    with _bench(request, out, device) as bench:
+        _report(run(bench, base, tests[0], by.value, groups), out, as_json=as_json)
 
 
 @experiment.command(cls=ManyCommand)
@@ -263,11 +283,10 @@ def intra_camera(
     with usage():
         tuning = replace(base, steps=tune_steps, learning_rate=tune_rate)
     which = find_cameras(base, tests[0], camera or ())
-    tuned = {"tune_steps": tune_steps, "tune_rate": tune_rate}
-    stated = {"cameras": list(which.compared), **tuned, **_trained(base, [network])}
-    with _bench("intra-camera", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = run(bench, base, tuning, tests[0], which)
-    _report(outcome, out, as_json=as_json)
+    asked = {"cameras": which.compared, "tune_steps": tune_steps, "tune_rate": tune_rate}
+    request = _request("intra-camera", asked, trained_on, tests, base, [network])
+    with _bench(request, out, device) as bench:
+        _report(run(bench, base, tuning, tests[0], which), out, as_json=as_json)
 
 
 @experiment.command(cls=ManyCommand)
@@ -279,12 +298,14 @@ def groups(
     ] = "continent",
     train: TrainOption = None,
     model: ModelsOption = None,
+    model_size: ModelSizeOption = "",
     network: NetworkOption = "vit-b",
     steps: StepsOption = 24_000,
     device: DeviceOption = Device.AUTO,
     workers: WorkersOption = 4,
     seed: SeedOption = 0,
     settings: SetOption = None,
+    protocol: ProtocolOption = "market1501",
     as_json: JsonOption = False,
 ) -> None:
     """Score the queries by season, or by any other column."""
@@ -292,11 +313,11 @@ def groups(
 
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(train, test)
-    candidates = _candidates(trained_on, model, base)
-    stated = {"by": by, "models": model or [], **_trained(base, [network] if trained_on else [])}
-    with _bench("groups", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = score_groups(bench, candidates, tests, by)
-    _report(outcome, out, as_json=as_json)
+    candidates = _candidates(trained_on, model, base, settings)
+    asked = {"by": by, "models": model or [], "protocol": protocol}
+    request = _request("groups", asked, trained_on, tests, base, [network])
+    with _bench(request, out, device, model_size) as bench:
+        _report(score_groups(bench, candidates, tests, by, protocol), out, as_json=as_json)
 
 
 @experiment.command(cls=ManyCommand)
@@ -314,6 +335,7 @@ def size(
     workers: WorkersOption = 4,
     seed: SeedOption = 0,
     settings: SetOption = None,
+    protocol: ProtocolOption = "market1501",
     as_json: JsonOption = False,
 ) -> None:
     """Score against the share of people, cameras or continents that a model was trained on."""
@@ -323,10 +345,10 @@ def size(
     base = _on(_Training(network, steps, device, workers, seed, settings).config(), trained_on)
     with usage():
         parts = plan_parts(base, of.value, share or (0.25, 0.5, 1.0))
-    stated = {"of": of.value, "shares": [one.share for one in parts], **_trained(base, [network])}
-    with _bench("size", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = score_parts(bench, parts, tests, of.value)
-    _report(outcome, out, as_json=as_json)
+    asked = {"of": of.value, "shares": [one.share for one in parts], "protocol": protocol}
+    request = _request("size", asked, trained_on, tests, base, [network])
+    with _bench(request, out, device) as bench:
+        _report(score_parts(bench, parts, tests, of.value, protocol), out, as_json=as_json)
 
 
 @experiment.command(cls=ManyCommand)
@@ -344,30 +366,36 @@ def blur(
     ] = False,
     train: TrainOption = None,
     model: ModelsOption = None,
+    model_size: ModelSizeOption = "",
     network: NetworkOption = "vit-b",
     steps: StepsOption = 24_000,
     device: DeviceOption = Device.AUTO,
     workers: WorkersOption = 4,
     seed: SeedOption = 0,
     settings: SetOption = None,
+    protocol: ProtocolOption = "market1501",
     as_json: JsonOption = False,
 ) -> None:
     """Score the same crops plain and blurred: the difference, with its interval."""
     from entire_id.experiments.blur_cost import compare_blur, given_pairs, head_pairs
 
-    if bool(test) == bool(pair) or (pair and len(set(pair)) != 2):
+    if bool(test) == bool(pair):
         raise typer.BadParameter("give either --test DIR..., which are blurred here, or --pair PLAIN BLURRED")
     if retrain and (not pair or train or model):
         raise typer.BadParameter("--retrain goes with --pair, and without --train and --model")
     base = _Training(network, steps, device, workers, seed, settings).config()
     trained_on, tests = _find(pair if retrain else train, test or pair)
-    candidates = _candidates(trained_on, model, base)
-    stated = {"blur": None if pair else blur.value, "retrain": retrain, "models": model or []}
-    stated |= _trained(base, [network] if trained_on else [])
-    pairs = given_pairs(candidates, (tests[0], tests[1]), own=retrain) if pair else head_pairs(candidates, tests)
-    with _bench("blur", out, device, stated, [*trained_on, *tests]) as bench:
-        outcome = compare_blur(bench, pairs)
-    _report(outcome, out, as_json=as_json)
+    if pair and (len(pair), len(tests)) != (2, 2):
+        raise typer.BadParameter("--pair PLAIN BLURRED takes two data sets")
+    candidates = _candidates(trained_on, model, base, settings)
+    if pair:
+        pairs = given_pairs(candidates, (tests[0], tests[1]), protocol, own=retrain)
+    else:
+        pairs = head_pairs(candidates, tests, protocol)
+    asked = {"blur": None if pair else blur.value, "retrain": retrain, "models": model or [], "protocol": protocol}
+    request = _request("blur", asked, trained_on, tests, base, [network])
+    with _bench(request, out, device, model_size) as bench:
+        _report(compare_blur(bench, pairs), out, as_json=as_json)
 
 
 @experiment.command(cls=ManyCommand)
@@ -375,8 +403,9 @@ def tsne(
     data: Annotated[list[str], typer.Option(metavar="DIR...", help="Data sets.")],
     out: OutOption,
     model: Annotated[str, typer.Option(help="Model, as entire-id embed takes it.")] = "colour",
+    model_size: ModelSizeOption = "",
     split: Annotated[str, typer.Option(help="Split whose crops are taken.")] = "query",
-    crops: Annotated[int, typer.Option(min=2, help="Crops of each data set, at most.")] = 1000,
+    crops: Annotated[int, typer.Option(min=2, max=5000, help="Crops of each data set, at most.")] = 1000,
     perplexity: Annotated[float, typer.Option(min=1, help="About how many neighbours of a crop count.")] = 30.0,
     device: DeviceOption = Device.AUTO,
     seed: SeedOption = 0,
@@ -390,9 +419,9 @@ def tsne(
     config = ProjectionConfig(split, crops, perplexity, seed)
     (sets,) = _find(data)
     (candidate,) = find_candidates((), [model])
-    with _bench("tsne", out, device, {"model": model, **asdict(config)}, sets) as bench:
-        outcome = project_sets(bench, candidate, sets, config)
-    _report(outcome, out, as_json=as_json)
+    request = _request("tsne", {"model": model, **asdict(config)}, (), sets)
+    with _bench(request, out, device, model_size) as bench:
+        _report(project_sets(bench, candidate, sets, config), out, as_json=as_json)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -407,12 +436,19 @@ def _find(*groups: Sequence[str] | None) -> list[tuple[DataSet, ...]]:
 
 
 def _candidates(
-    trained_on: Sequence[DataSet], models: Sequence[str] | None, base: TrainConfig, *, joined: bool = False
+    trained_on: Sequence[DataSet],
+    models: Sequence[str] | None,
+    base: TrainConfig,
+    settings: Sequence[str] | None,
+    *,
+    joined: bool = False,
 ) -> tuple[Candidate, ...]:
     from entire_id.experiments.cross_domain import find_candidates
 
     if not trained_on and not models:
         raise typer.BadParameter("give data sets to --train on, or a --model that is there")
+    if not trained_on and settings:
+        raise typer.BadParameter("--set says how networks are trained; without --train there is none")
     every = [trained_on] if joined and len(trained_on) > 1 else []
     with usage():
         return find_candidates([*([one] for one in trained_on), *every], models or (), base)
@@ -424,30 +460,51 @@ def _on(base: TrainConfig, trained_on: Sequence[DataSet]) -> TrainConfig:
     return replace(base, datasets=(trained_on[0].path,))
 
 
-def _trained(base: TrainConfig, networks: Sequence[str]) -> dict[str, Any]:
-    """Return what the results of networks that are trained depend on; data sets are stated by their content."""
+def _request(
+    name: str,
+    asked: dict[str, Any],
+    trained_on: Sequence[DataSet],
+    tests: Sequence[DataSet],
+    base: TrainConfig | None = None,
+    networks: Sequence[str] = (),
+) -> Request:
+    """Return what is asked; where nothing is trained, without settings of trainings."""
+    from entire_id.experiments.results import Request
+
+    sets = {"train": trained_on, "test": tests}
+    if base is None or not trained_on:
+        return Request(name, asked, sets)
     from entire_id.experiments.network import find_weights
 
     settings = {name: value for name, value in asdict(base).items() if name not in {"datasets", "num_workers"}}
-    return {"training": settings, "weights": [find_weights(name, base.revision).identity for name in networks]}
+    return Request(name, asked, sets, settings, {one: find_weights(one, base.revision).identity for one in networks})
 
 
 @contextmanager
-def _bench(
-    name: str, out: Path, device: Device, stated: dict[str, Any], datasets: Sequence[DataSet]
-) -> Iterator[Bench]:
-    """Begin an experiment, or go on with it."""
+def _bench(request: Request, out: Path, device: Device, model_size: str = "") -> Iterator[Bench]:
+    """Give a place to work at, which is claimed once all that is asked was looked at."""
     from entire_id.errors import ExperimentError
     from entire_id.evaluation.plots import check_matplotlib
     from entire_id.experiments.bench import Bench
     from entire_id.experiments.results import begin_experiment
+    from entire_id.loading.models import ModelOptions
     from entire_id.staging import alone
 
     check_matplotlib()
-    begin_experiment(out, name, stated, datasets)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        advice = "train with accelerate launch … -m entire_id train, then give --model RUN/model"
+        raise typer.BadParameter(f"an experiment is one process; {advice}")
+    with usage():
+        options = ModelOptions(size=numbers(model_size, "x", int, 2), device=device.value)
     refusal = ExperimentError(out, "another process is at work there. Wait for it, or name a new folder")
-    with alone(out, refusal), progress_bar() as progress:
-        yield Bench(out.resolve(), device.value, progress, say)
+    with ExitStack() as stack, progress_bar() as progress:
+
+        def begin() -> None:
+            for text in begin_experiment(out, request):
+                say(f"warning: {text}")
+            stack.enter_context(alone(out, refusal))
+
+        yield Bench(out.resolve(), options, progress, say, begin)
 
 
 def _report(outcome: Outcome, out: Path, *, as_json: bool) -> None:

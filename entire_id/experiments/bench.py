@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -14,18 +14,36 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.errors import EvaluationError, ExperimentError, SamplingError, SelectionError, SplitNotFoundError
+from entire_id.errors import EntireIdError, EvaluationError, ExperimentError
 from entire_id.evaluation.labels import Labels
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.heads import blur_heads
 from entire_id.experiments.results import DataSet, Result, read_result, safe_name, write_json
-from entire_id.experiments.subsets import open_training
 from entire_id.loading.embed import Features, are_features_of, embed
-from entire_id.loading.models import Device, Model, ModelOptions, is_trained, open_model
+from entire_id.loading.files import open_files
+from entire_id.loading.index import fetch_manifest
+from entire_id.loading.models import Model, ModelOptions, is_trained, open_model
 from entire_id.records import Progress, no_progress
-from entire_id.score import QueryGallery, ScoringConfig, check_columns, read_labels, read_query_gallery, score
+from entire_id.score import (
+    CAMERA_PAIR,
+    QueryGallery,
+    ScoringConfig,
+    check_columns,
+    read_labels,
+    read_query_gallery,
+    score,
+)
 
-__all__ = ["Bench", "Candidate", "Task", "check_names", "embed_splits", "open_candidate", "score_candidates"]
+__all__ = [
+    "Bench",
+    "Candidate",
+    "Task",
+    "check_names",
+    "embed_splits",
+    "open_candidate",
+    "score_candidates",
+    "training_facts",
+]
 
 _SCORED = ("query", "gallery")
 
@@ -68,7 +86,7 @@ class Task:
     @property
     def features_name(self) -> str:
         """Name of the folder of its features."""
-        return safe_name(self.test.name) + (".blurred" if self.blur else "")
+        return safe_name(self.test.name) + ("~blurred" if self.blur else "")
 
     @property
     def name(self) -> str:
@@ -83,15 +101,17 @@ class Bench:
 
     Attributes:
         out: its folder.
-        device: where models run.
+        options: how models are opened that are there.
         progress: told how far it is.
         tell: told in sentences what is done.
+        begin: called once all that is asked was looked at, before anything is written.
     """
 
     out: Path
-    device: Device = "auto"
+    options: ModelOptions = field(default_factory=ModelOptions)
     progress: Progress = no_progress
     tell: Callable[[str], None] = lambda _: None
+    begin: Callable[[], None] = lambda: None
 
     def run(self, candidate: Candidate) -> Path:
         """Return where a candidate is trained."""
@@ -109,11 +129,11 @@ class Bench:
 def score_candidates(bench: Bench, asked: Sequence[tuple[Candidate, Sequence[Task]]]) -> list[list[Result]]:
     """Return what each candidate scored in each of its tasks; what an earlier run stored is read.
 
-    All tasks and trainings are looked at before the first model is trained. A model that is there is opened in any
-    case, to see whether it is still the one that was scored.
+    All tasks, models and trainings are looked at before anything is written. What is stored is taken where it is of the
+    same training or model, data, protocol and columns.
 
     Raises:
-        ExperimentError: there are no candidates, two of one name, or one with too little to train on.
+        ExperimentError: there are no candidates, two of one name, or one that cannot be trained.
         EvaluationError: a column or a group that is asked for is not there, or the protocol needs to know more.
         See `train`, `open_model`, `open_trained`, `embed` and `score` for the others.
     """
@@ -122,9 +142,9 @@ def score_candidates(bench: Bench, asked: Sequence[tuple[Candidate, Sequence[Tas
         tasks_of.setdefault(candidate, {}).update(dict.fromkeys(tasks))
     check_names(bench.out, tasks_of)
     _check_tasks({task for tasks in tasks_of.values() for task in tasks})
-    for candidate in tasks_of:
-        _check_training(bench.out, candidate)
-    found = {candidate: _score_tasks(bench, candidate, tasks) for candidate, tasks in tasks_of.items()}
+    made_of = _look_at(bench, tasks_of)
+    bench.begin()
+    found = {one: _score_tasks(bench, one, made_of[one], tasks) for one, tasks in tasks_of.items()}
     return [[found[candidate][task] for task in tasks] for candidate, tasks in asked]
 
 
@@ -146,6 +166,8 @@ def _check_tasks(tasks: Iterable[Task]) -> None:
         every = read_labels(place)
         for task in of_place:
             labels = every if task.where is None else every.of_queries(_rows_asked(every, *task.where))
+            if CAMERA_PAIR in task.columns:
+                raise EvaluationError(f"the queries have no column {CAMERA_PAIR!r}: see entire-id evaluate --by")
             check_columns(labels, task.columns, task.protocol)
 
 
@@ -153,38 +175,103 @@ def _place_of(task: Task) -> str:
     return task.test.path
 
 
-def _check_training(out: Path, candidate: Candidate) -> None:
-    config = candidate.training
-    if config is None or config.stream:
-        return
-    try:
-        open_training(config, config.datasets)
-    except (SamplingError, SelectionError, SplitNotFoundError) as error:
-        raise ExperimentError(out, f"{candidate.name!r} cannot be trained: {error}") from error
+def _look_at(bench: Bench, candidates: Iterable[Candidate]) -> dict[Candidate, dict[str, object]]:
+    """Return what makes the results of each candidate, once it is sure that it can be trained or opened.
+
+    Raises:
+        ExperimentError: one cannot be trained.
+        See `open_model` and `open_trained` for the others.
+    """
+    weights: dict[tuple[str, str | None], str] = {}
+    made_of: dict[Candidate, dict[str, object]] = {}
+    for candidate in candidates:
+        config = candidate.training
+        if config is None:
+            model = open_candidate(bench, candidate)
+            made_of[candidate] = {"model": model.name, "preprocessing": json.loads(json.dumps(model.facts))}
+            continue
+        from entire_id.experiments.network import find_weights
+        from entire_id.experiments.training import check_training
+
+        key = config.model, config.revision
+        try:
+            check_training(config, network=key not in weights)
+        except EntireIdError as error:
+            raise ExperimentError(bench.out, f"{candidate.name!r} cannot be trained: {error}") from error
+        if key not in weights:
+            weights[key] = find_weights(*key).identity
+        start = None if candidate.start is None else made_of[candidate.start]
+        facts = training_facts(config) | {"weights": weights[key], "start": start}
+        made_of[candidate] = {"training_sha256": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
+    return made_of
 
 
-def _score_tasks(bench: Bench, candidate: Candidate, tasks: Iterable[Task]) -> dict[Task, Result]:
+def training_facts(config: TrainConfig) -> dict[str, object]:
+    """Return what a training depends on besides weights: the settings, and the content of its data sets."""
+    settings = {name: value for name, value in asdict(config).items() if name not in {"datasets", "num_workers"}}
+    contents = [fetch_manifest(open_files(place)).content_sha256 for place in config.datasets]
+    return settings | {"contents": contents}
+
+
+def _score_tasks(
+    bench: Bench, candidate: Candidate, made_of: Mapping[str, object], tasks: Iterable[Task]
+) -> dict[Task, Result]:
     opened = _Opened(bench, candidate)
     results = {}
     for task in tasks:
         path = bench.scores(candidate, task)
+        facts = {**_seen(made_of, task), "test": task.test.facts(), "asked_protocol": task.protocol}
         result = read_result(path)
-        if result is None or not _is_of(result, task, None if candidate.training else opened.model):
-            result = _score(bench, candidate, opened.model, task)
+        if result is None or not _is_of(result, task, facts):
+            result = opened.score(task, facts)
             write_json(path, result.to_dict())
         results[task] = result
     return results
 
 
+def _is_of(result: Result, task: Task, facts: Mapping[str, object]) -> bool:
+    return result.groups.keys() >= set(task.columns) and all(result.facts.get(name) == of for name, of in facts.items())
+
+
+def _seen(made_of: Mapping[str, object], task: Task) -> dict[str, object]:
+    """Return what makes a candidate's results in a task."""
+    return {**made_of, "blur": "head region" if task.blur else None}
+
+
 class _Opened:
-    """A candidate's model, trained and opened once it is asked for."""
+    """A candidate's model, trained and opened once it is asked for, and the features that it was asked for last."""
 
     def __init__(self, bench: Bench, candidate: Candidate) -> None:
         self._bench, self._candidate = bench, candidate
+        self._last: tuple[str, QueryGallery, str] | None = None
 
     @cached_property
     def model(self) -> Model:
         return open_candidate(self._bench, self._candidate)
+
+    def score(self, task: Task, facts: Mapping[str, object]) -> Result:
+        seen = _blurred(self.model) if task.blur else self.model
+        crops, gallery = self._crops(task, seen)
+        if task.where is not None:
+            crops = _asked(crops, *task.where)
+        scores = score(crops, ScoringConfig(task.protocol), self._bench.progress)
+        stated = {
+            **facts,
+            "candidate": self._candidate.name,
+            "model": self.model.name,
+            "preprocessing": dict(self.model.facts),
+            "queries": "all" if task.where is None else " ".join(task.where),
+            "gallery_sha256": gallery,
+        }
+        return Result.of(scores, crops.query.keys, task.columns, json.loads(json.dumps(stated)))
+
+    def _crops(self, task: Task, seen: Model) -> tuple[QueryGallery, str]:
+        """Return features and labels, and what is the same of the same gallery, in any order and with any pixels."""
+        if self._last is None or self._last[0] != task.features_name:
+            features = embed_splits(self._bench, self._candidate, seen, task.test, task.features_name, _SCORED)
+            crops = read_query_gallery(task.test.path, features)
+            self._last = task.features_name, crops, _digest(crops.gallery)
+        return self._last[1:]
 
 
 def open_candidate(bench: Bench, candidate: Candidate) -> Model:
@@ -193,11 +280,11 @@ def open_candidate(bench: Bench, candidate: Candidate) -> Model:
     if is_trained(folder):
         from entire_id.experiments.network import open_trained
 
-        return open_trained(folder, bench.device)
+        return open_trained(folder, bench.options.device)
     if ":" in folder:
         sys.path.append(str(Path.cwd()))  # where a module of the user's own lies
-    takes_device = folder != "colour" and ":" not in folder
-    return open_model(folder, ModelOptions(device=bench.device) if takes_device else None)
+    takes_options = folder != "colour" and ":" not in folder
+    return open_model(folder, bench.options if takes_options else None)
 
 
 def _train(bench: Bench, candidate: Candidate, config: TrainConfig) -> Path:
@@ -211,43 +298,7 @@ def _train(bench: Bench, candidate: Candidate, config: TrainConfig) -> Path:
     return train(config, bench.run(candidate), bench.progress, bench.tell).model
 
 
-def _is_of(result: Result, task: Task, model: Model | None) -> bool:
-    facts = result.facts
-    return (
-        facts.get("test") == task.test.facts()
-        and result.groups.keys() >= set(task.columns)
-        and facts.get("asked_protocol") == task.protocol
-        and (model is None or (facts.get("model"), facts.get("preprocessing")) == _what(model, task))
-    )
-
-
-def _what(model: Model, task: Task) -> tuple[str, dict[str, object]]:
-    """Return name and preprocessing of a model as results state them."""
-    made = _blurred(model) if task.blur else model
-    return made.name, json.loads(json.dumps(made.facts))
-
-
-def _score(bench: Bench, candidate: Candidate, model: Model, task: Task) -> Result:
-    seen = _blurred(model) if task.blur else model
-    features = embed_splits(bench, candidate, seen, task.test, task.features_name, _SCORED)
-    crops = read_query_gallery(task.test.path, features)
-    if task.where is not None:
-        crops = _asked(crops, *task.where)
-    scores = score(crops, ScoringConfig(task.protocol), bench.progress)
-    facts = {
-        "candidate": candidate.name,
-        "model": seen.name,
-        "preprocessing": dict(seen.facts),
-        "test": task.test.facts(),
-        "queries": "all" if task.where is None else " ".join(task.where),
-        "asked_protocol": task.protocol,
-        "gallery_sha256": _digest(crops.gallery),
-    }
-    return Result.of(scores, crops.query.keys, task.columns, facts)
-
-
 def _digest(gallery: Features) -> str:
-    """Return what is the same of the same crops, in any order and with any pixels."""
     labels = zip(gallery.keys, gallery.pids.tolist(), gallery.camids.tolist(), strict=True)
     return hashlib.sha256(
         "".join(f"{key}\0{pid}\0{camid}\n" for key, pid, camid in sorted(labels)).encode()

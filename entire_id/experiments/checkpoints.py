@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from entire_id.errors import TrainingError
 from entire_id.staging import sync
 
-__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "read_checkpoint", "read_step", "write_checkpoint"]
 
 _FACTS = "entire_id"  # under which the file holds what is no tensor
 _VERSION = 1
@@ -70,13 +71,35 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """
     if not path.is_file():
         return None
+    with _opened(path) as (file, facts):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
+        return Checkpoint(facts["step"], facts["loading"], facts["scaler"], tensors)
+
+
+def read_step(path: Path) -> int:
+    """Return how many steps were done when it was written last, 0 where nothing was; no tensor is read.
+
+    Raises:
+        TrainingError: see `read_checkpoint`.
+    """
+    if not path.is_file():
+        return 0
+    with _opened(path) as (_, facts):
+        return int(facts["step"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Give the open file, and what it holds besides tensors."""
+    cure = "Move it away to begin anew"
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[_FACTS])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
-        if facts["version"] == _VERSION:
-            return Checkpoint(facts["step"], facts["loading"], facts["scaler"], tensors)
-        why = f"it is of version {facts['version']}, this package reads {_VERSION}"
+            if facts["version"] != _VERSION:
+                what = f"it is of version {facts['version']}, this package reads {_VERSION}"
+                raise TrainingError(path, f"{what}. {cure}")
+            yield file, facts
+    except TrainingError:
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        why = f"it is damaged ({error})"
-    raise TrainingError(path, f"{why}. Move it away to begin anew")
+        raise TrainingError(path, f"it is damaged ({error}). {cure}") from error

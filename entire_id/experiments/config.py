@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -13,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from entire_id.errors import OutputExistsError, TrainingError
 from entire_id.staging import rewrite
 
-__all__ = ["SHAPES", "Precision", "Side", "TrainConfig", "Triple", "claim_run", "learning_rate"]
+__all__ = ["SHAPES", "Precision", "Side", "TrainConfig", "Triple", "claim_run", "find_run", "learning_rate"]
 
 Side = Literal["none", "camera", "continent"]
 """What the network is told of a crop besides its pixels."""
@@ -44,7 +45,7 @@ class TrainConfig:
 
     Attributes:
         datasets: what to train on, at least one: folders, repositories or URLs. Several are joined.
-        split: of which split, or which of one part: `train+val`.
+        split: of which split, or which of one part: `train+val`; a set that has no `val` gives its train part.
         stream: read batches from shards as they are needed, of one data set.
         only_cameras: train on crops of these cameras alone; all by default.
         only_continents: train on crops from these continents alone; all by default.
@@ -74,7 +75,7 @@ class TrainConfig:
         pad: see `TrainTransform`.
         erase: see `TrainTransform`.
         mean: of the channels in [0, 1], by which crops are normalised; the model's own by default, else 0.5.
-        std: likewise.
+        std: likewise, above 0.
         precision: see `Precision`.
         gradient_checkpointing: compute activations again instead of keeping them: less memory, more time.
         device: `auto` is the GPU where there is one.
@@ -134,6 +135,10 @@ class TrainConfig:
         self._check_types()
         if not self.datasets:
             raise ValueError("datasets: there is nothing to train on")
+        self._check_ranges()
+        self._check_sources()
+
+    def _check_ranges(self) -> None:
         for name, low in _LEAST.items():
             values = getattr(self, name)
             if min(values if isinstance(values, tuple) else (values,)) < low:
@@ -144,11 +149,12 @@ class TrainConfig:
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std {self.std!r} is not above 0")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate {self.learning_rate!r} is not above 0")
         if not 0 < self.people_share <= 1:
             raise ValueError(f"people_share {self.people_share!r} is not in (0, 1]")
-        self._check_sources()
 
     def _check_types(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -219,31 +225,50 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (_LOWEST + (1 - _LOWEST) * (1 + math.cos(math.pi * share)) / 2)
 
 
-def claim_run(out: Path, config: TrainConfig, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
-    """Write the settings to the folder `out`, or make sure that they are those there; tell whether they were there.
+def find_run(out: Path, config: TrainConfig, facts: Mapping[str, Any]) -> bool:
+    """Tell whether the folder `out` holds this training already; if not, one can be begun there.
 
     Args:
         out: folder of the run.
         config: its settings.
         facts: what else its result depends on: it must be the same, too.
-        notes: what is good to know, and may be another when the run goes on.
 
     Raises:
-        OutputExistsError: `out` holds something else than a run.
+        OutputExistsError: `out` holds something else than a run, or cannot be a folder.
         TrainingError: it holds a run of other settings.
     """
-    stated = json.loads(json.dumps({"settings": asdict(config), **facts}))
-    file = out / _CONFIG_FILE
-    if file.is_file():
-        _compare(out, _read_run(out), stated)
+    if (out / _CONFIG_FILE).is_file():
+        _compare(out, _read_run(out), _stated(config, facts))
         return True
+    nearest = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():  # a file, or a link to nothing
+        raise OutputExistsError(out, f"{str(nearest)!r} is no folder")
     partial = f"{_CONFIG_FILE}.partial"  # of a run that was killed just then
-    if out.exists() and (not out.is_dir() or any(path.name != partial for path in out.iterdir())):
+    if nearest == out and any(path.name != partial for path in out.iterdir()):
         raise OutputExistsError(out, "it holds something else than a training")
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(stated | {**notes, "packages": _versions()}, indent=1) + "\n"
-    rewrite(file, lambda _: text.encode())
     return False
+
+
+def claim_run(out: Path, config: TrainConfig, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Write the settings to the folder `out`, unless this training is there already: see `find_run`.
+
+    Args:
+        out: folder of the run.
+        config: its settings.
+        facts: see `find_run`, which raises the same.
+        notes: what is good to know, and may be another when the run goes on.
+    """
+    if find_run(out, config, facts):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_stated(config, facts) | {**notes, "packages": _versions()}, indent=1) + "\n"
+    rewrite(out / _CONFIG_FILE, lambda _: text.encode())
+
+
+def _stated(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same, as JSON gives it back."""
+    stated: dict[str, Any] = json.loads(json.dumps({"settings": asdict(config), **facts}))
+    return stated
 
 
 def _read_run(out: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from entire_id.evaluation.breakdown import Interval, middle_of, resample_means
 from entire_id.evaluation.plots import plot_intervals
 from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.notes import own_notes, training_notes
 from entire_id.experiments.results import DataSet, Result
 from entire_id.experiments.tables import Outcome, Share, Table
 
@@ -86,25 +87,34 @@ def _model_name(model: str) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def cross_domain(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[DataSet]) -> Outcome:
+def cross_domain(
+    bench: Bench, candidates: Sequence[Candidate], tests: Sequence[DataSet], protocol: str = "market1501"
+) -> Outcome:
     """Return mAP and Rank-1 of every candidate on every test set, and the spread over these.
 
     Raises:
         See `score_candidates`.
     """
-    return _matrix(bench, "Cross-domain evaluation", "trained on", candidates, tests)
+    return _matrix(bench, "Cross-domain evaluation", "trained on", candidates, _tasks(tests, protocol))
 
 
-def compare_networks(bench: Bench, base: TrainConfig, networks: Sequence[str], tests: Sequence[DataSet]) -> Outcome:
+def compare_networks(
+    bench: Bench, base: TrainConfig, networks: Sequence[str], tests: Sequence[DataSet], protocol: str = "market1501"
+) -> Outcome:
     """Return what `cross_domain` does, of several networks that are trained in the same way. Raises as it does."""
     candidates = [Candidate(_model_name(network), replace(base, model=network)) for network in networks]
-    return _matrix(bench, "Architectures", "network", candidates, tests)
+    return _matrix(bench, "Architectures", "network", candidates, _tasks(tests, protocol))
 
 
-def _matrix(bench: Bench, title: str, head: str, candidates: Sequence[Candidate], tests: Sequence[DataSet]) -> Outcome:
-    tasks = [Task(test) for test in tests]
+def _tasks(tests: Sequence[DataSet], protocol: str) -> list[Task]:
+    return [Task(test, protocol) for test in tests]
+
+
+def _matrix(bench: Bench, title: str, head: str, candidates: Sequence[Candidate], tasks: Sequence[Task]) -> Outcome:
+    tests = [task.test for task in tasks]
     found = dict(zip(candidates, score_candidates(bench, [(one, tasks) for one in candidates]), strict=True))
     tables = [_scores(name, metric, head, found, tests) for name, metric in (("mAP", "mAP"), ("Rank-1", "rank1"))]
+    tables[0] = replace(tables[0], notes=(*own_notes(found, tests), *training_notes(found)))
     tables.append(_counts(found, tests))
     if len(tests) > 1:
         tables.insert(2, _spreads(head, found, tests))
@@ -119,18 +129,7 @@ def _scores(
     name: str, metric: str, head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]
 ) -> Table:
     rows = tuple((candidate.name, *(one.metrics[metric] for one in results)) for candidate, results in found.items())
-    note = "In percent; in brackets the 95 % interval, from people drawn with replacement."
-    return Table(name, (head, *(test.name for test in tests)), rows, (note, *_own_notes(found, tests)))
-
-
-def _own_notes(candidates: Iterable[Candidate], tests: Sequence[DataSet]) -> list[str]:
-    """Return what is to be said of rows that know a test set."""
-    places = {test.path for test in tests}
-    trainings = [one.training for one in candidates if one.training is not None]
-    splits = sorted({one.split for one in trainings if not places.isdisjoint(one.datasets)})
-    return [
-        f"A row that was trained on {split!r} of a test set has there the score within one domain." for split in splits
-    ]
+    return Table(name, (head, *(test.name for test in tests)), rows)
 
 
 def _spreads(head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequence[DataSet]) -> Table:
@@ -141,7 +140,7 @@ def _spreads(head: str, found: Mapping[Candidate, Sequence[Result]], tests: Sequ
         numbers = (spread.deviation, spread.chance_deviation, spread.width, spread.chance_width)
         rows.append((candidate.name, spread.mean, *map(Share, numbers), tests[lowest].name))
     note = (
-        "In percent. Of the mAP m₁ … mₙ on n test sets: mean m̄ = Σ mᵢ / n, standard deviation √(Σ (mᵢ - m̄)² / n), and "
+        "Of the mAP m₁ … mₙ on n test sets: mean m̄ = Σ mᵢ / n, standard deviation √(Σ (mᵢ - m̄)² / n), and "
         "highest less lowest. By chance: what is expected of sets that are equally hard, for so few people were asked."
     )
     columns = (

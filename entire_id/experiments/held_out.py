@@ -12,7 +12,9 @@ from entire_id.evaluation.plots import plot_intervals
 from entire_id.evaluation.protocols import find_protocol
 from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.notes import training_notes
 from entire_id.experiments.results import DataSet, Result, compare_results
+from entire_id.experiments.subsets import training_split
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.files import open_files
@@ -72,7 +74,7 @@ def find_groups(
         raise ExperimentError(
             test.path, f"camera numbers of {place} mean nothing in it. Test on the set that is trained on"
         )
-    trained = _groups(CropDataset(place, base.split), by)
+    trained = _groups(CropDataset(place, training_split(base, place)), by)
     if len(trained) < 2:
         hint = "; cameras.csv says where cameras stand: see entire-id pack" if by == "continent" else ""
         raise ExperimentError(place, f"its {base.split} part is of one {by}, {trained[0]!r}: none is left{hint}")
@@ -84,9 +86,10 @@ def find_groups(
     if unknown := [name for name in chosen if name not in common] or ([] if common else ["at all"]):
         raise ExperimentError(
             place,
-            f"no {by} {unknown[0]} in both train part and queries that can be scored; there is {', '.join(common)}",
+            f"no {by} {unknown[0]} in both train part and queries that can be scored; "
+            f"there is {', '.join(common) or 'none'}",
         )
-    return trained, chosen or common
+    return trained, list(dict.fromkeys(chosen)) or common
 
 
 def _groups(crops: CropDataset, by: By) -> list[str]:
@@ -121,6 +124,7 @@ def leave_one_out(bench: Bench, base: TrainConfig, test: DataSet, by: By, groups
         "With: trained on everything. Without: trained in the same way, as many steps, on the crops of all other "
         f"{by}s. Difference: without less with, on the same queries, with its paired 95 % interval.",
         f"Scored by protocol {seen[0].facts['protocol']}.",
+        *training_notes(without),
     )
     series = {
         name: {group.name: one.metrics["mAP"] for group, one in zip(groups, results, strict=True)}

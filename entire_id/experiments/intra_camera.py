@@ -12,13 +12,15 @@ from entire_id.evaluation.plots import plot_intervals
 from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.held_out import find_groups
+from entire_id.experiments.notes import training_notes
 from entire_id.experiments.results import DataSet, Result, compare_results
+from entire_id.experiments.subsets import training_split
 from entire_id.experiments.tables import Difference, Outcome, Row, Table
 from entire_id.loading.dataset import CropDataset
 
 __all__ = ["Cameras", "find_cameras", "intra_camera"]
 
-_VARIANTS = ("across", "fine-tuned", "inside alone")
+_VARIANTS = ("across", "gone on across", "fine-tuned", "inside alone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def find_cameras(base: TrainConfig, test: DataSet, chosen: Sequence[str] = ()) -
     if chosen:
         return Cameras(asked)
     (place,) = base.datasets
-    crops = CropDataset(place, base.split)
+    crops = CropDataset(place, training_split(base, place))
     seen = np.unique(np.stack([crops.camids, crops.pids]), axis=1)[0]
     found = {camid: int((seen == camid).sum()) >= base.p for camid in asked}
     if not any(found.values()):
@@ -55,10 +57,10 @@ def find_cameras(base: TrainConfig, test: DataSet, chosen: Sequence[str] = ()) -
 
 
 def intra_camera(bench: Bench, base: TrainConfig, tuning: TrainConfig, test: DataSet, which: Cameras) -> Outcome:
-    """Return what three models score on the queries of each camera, searched in the whole gallery.
+    """Return what four models score on the queries of each camera, searched in the whole gallery.
 
-    One is trained across all cameras; one goes on from there with the crops of that camera alone; one is trained on
-    these from the start, as many steps as the first.
+    One is trained across all cameras. Two go on from there, as many steps: with the crops of all cameras, and with
+    those of that camera alone. One is trained on these from the start, as many steps as the first.
 
     Args:
         bench: where it works.
@@ -78,17 +80,20 @@ def intra_camera(bench: Bench, base: TrainConfig, tuning: TrainConfig, test: Dat
         for name, config, start in (("fine-tuned inside", tuning, across), ("inside alone", base, None))
         for camera in cameras
     ]
-    asked = [(across, tasks), *((one, [task]) for one, task in zip(inside, tasks * 2, strict=True))]
-    first, *others = score_candidates(bench, asked)
+    gone_on = Candidate("gone on across cameras", tuning, start=across)
+    asked = [(across, tasks), (gone_on, tasks), *((one, [task]) for one, task in zip(inside, tasks * 2, strict=True))]
+    first, second, *others = score_candidates(bench, asked)
     alone = [result for (result,) in others]
-    found = [first, alone[: len(cameras)], alone[len(cameras) :]]
-    rows = tuple(_row(bench, camera, *three) for camera, *three in zip(cameras, *found, strict=True))
-    columns = ("camera", "queries", *(f"mAP {name}" for name in _VARIANTS), "fine-tuned less across")
+    found = [first, second, alone[: len(cameras)], alone[len(cameras) :]]
+    rows = tuple(_row(bench, camera, *four) for camera, *four in zip(cameras, *found, strict=True))
+    columns = ("camera", "queries", *(f"mAP {name}" for name in _VARIANTS), "fine-tuned less gone on across")
     notes = (
-        "Across: trained on all cameras. Fine-tuned: gone on from there with the crops of the camera alone. Inside "
-        "alone: trained on these from the start. The difference is on the same queries, with its paired 95 % interval.",
+        f"Across: trained on all cameras, {base.steps:,} steps. Gone on across: {tuning.steps:,} more on all cameras. "
+        f"Fine-tuned: {tuning.steps:,} more on the crops of the camera alone. Inside alone: trained on these from the "
+        "start. The difference is on the same queries, with its paired 95 % interval.",
         f"Scored by protocol {found[0][0].facts['protocol']}: the right crops of a query are those of other cameras.",
         *_left_out(base, which),
+        *training_notes([across]),
     )
     series = {
         name: {str(camera): one.metrics["mAP"] for camera, one in zip(cameras, results, strict=True)}
@@ -105,7 +110,7 @@ def _left_out(base: TrainConfig, which: Cameras) -> list[str]:
     return [f"Left out, with fewer than {base.p} people in {base.split!r}, as many as a batch takes: camera {names}."]
 
 
-def _row(bench: Bench, camera: int, across: Result, tuned: Result, alone: Result) -> Row:
-    gap = compare_results(across, tuned, bench.out).differences["mAP"]
-    scores = (one.metrics["mAP"] for one in (across, tuned, alone))
+def _row(bench: Bench, camera: int, across: Result, gone_on: Result, tuned: Result, alone: Result) -> Row:
+    gap = compare_results(gone_on, tuned, bench.out).differences["mAP"]
+    scores = (one.metrics["mAP"] for one in (across, gone_on, tuned, alone))
     return (str(camera), across.counts["num_valid_query"], *scores, Difference.of(gap))

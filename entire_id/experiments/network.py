@@ -8,9 +8,11 @@ left out, which the ViT of transformers does not have.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,14 @@ from entire_id.loading.models import (
     Device,
     Model,
     Preprocessing,
+    check_no_run,
     digest_files,
     first_line,
     is_trained,
     probed,
     quiet,
-    transformer_files,
+    transformer_folder,
+    transformer_identity,
 )
 
 __all__ = [
@@ -48,27 +52,33 @@ __all__ = [
 
 _WEIGHTS_FILE = "model.safetensors"
 _BACKBONE_FILE = "config.json"
+_PROCESSOR_FILE = "preprocessor_config.json"
 _HALF: Triple = (0.5, 0.5, 0.5)  # mean and deviation by which ViTs are trained, those of TransReID too
 _UNSAFE_FREE = {"local_files_only": True, "trust_remote_code": False}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Weights:
     """What a training starts from.
 
     Attributes:
         model: as it was asked for.
         folder: where its files lie; None for a name of `SHAPES`.
-        identity: the same wherever it lies: with the commit, or the SHA-256 of its files.
         is_random: there are no weights, so that the seed gives them.
         is_trained: it is what `train` wrote, whose network is gone on with for other people.
     """
 
     model: str
     folder: Path | None
-    identity: str
     is_random: bool
     is_trained: bool = False
+
+    @cached_property
+    def identity(self) -> str:
+        """The same wherever it lies: with the commit, or the SHA-256 of its files, which are read when it is asked."""
+        if self.folder is None:
+            return self.model
+        return _trained_identity(self.folder) if self.is_trained else transformer_identity(self.model, self.folder)
 
     def summary(self) -> str:
         """Return what is to be said of them."""
@@ -85,22 +95,25 @@ def find_weights(model: str, revision: str | None = None) -> Weights:
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        ModelError: there is no such model, or its weights are pickles.
+        ModelError: there is no such model, its weights are pickles, or it is the folder of a training.
     """
     if model in SHAPES:
-        return Weights(model, None, model, is_random=True)
+        return Weights(model, None, is_random=True)
+    check_no_run(model)
     if is_trained(model):
         folder = Path(model).expanduser().resolve()
-        return Weights(model, folder, _trained_identity(folder), is_random=False, is_trained=True)
+        if not (folder / _WEIGHTS_FILE).is_file():
+            raise ModelError(model, f"it has no {_WEIGHTS_FILE}")
+        return Weights(model, folder, is_random=False, is_trained=True)
     if not Path(model).expanduser().is_dir() and model.count("/") != 1:
         raise ModelError(model, f"no such model; expected {', '.join(SHAPES)}, a folder, or owner/name of the Hub")
-    folder, identity = transformer_files(model, revision)
+    folder = transformer_folder(model, revision)
     if not (folder / _BACKBONE_FILE).is_file():
         raise ModelError(model, f"it has no {_BACKBONE_FILE}, which says what network it is")
     has_weights, is_local = any(folder.glob("*.safetensors")), Path(model).expanduser().is_dir()
     if not has_weights and (not is_local or any(folder.glob("*.bin"))):
         raise ModelError(model, "its weights are no safetensors, and nothing else is read")
-    return Weights(model, folder, identity, is_random=not has_weights)
+    return Weights(model, folder, is_random=not has_weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +146,48 @@ class NetworkFacts:
 
 
 def normalisation(config: TrainConfig, weights: Weights) -> tuple[Triple, Triple]:
-    """Return mean and deviation of the channels: those asked for, else those of the model's own processor, else 0.5."""
+    """Return mean and deviation of the channels: those asked for, else those of the model's own processor, else 0.5.
+
+    A processor that has one number, as transformers allows, means it for all three channels.
+
+    Raises:
+        ModelError: what the model says is neither one number nor three, or no deviation.
+    """
     if weights.is_trained and weights.folder is not None:
         known = _read_facts(weights.folder)
         return config.mean or known.mean, config.std or known.std
-    own: Mapping[str, Any] = {}
-    if weights.folder is not None and (file := weights.folder / "preprocessor_config.json").is_file():
-        own = json.loads(file.read_bytes())
+    own = _read_processor(weights)
     return (
-        config.mean or tuple(own.get("image_mean") or _HALF),
-        config.std or tuple(own.get("image_std") or _HALF),
+        config.mean or _channels(weights.model, "image_mean", own.get("image_mean")),
+        config.std or _channels(weights.model, "image_std", own.get("image_std")),
     )
+
+
+def _read_processor(weights: Weights) -> Mapping[str, Any]:
+    """Return what a model says of what is done to its crops; nothing where it says nothing."""
+    if weights.folder is None or not (file := weights.folder / _PROCESSOR_FILE).is_file():
+        return {}
+    try:
+        stated = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModelError(weights.model, f"its {_PROCESSOR_FILE} is no JSON ({first_line(error)})") from error
+    if not isinstance(stated, dict):
+        raise ModelError(weights.model, f"its {_PROCESSOR_FILE} holds no settings")
+    return stated
+
+
+def _channels(model: str, name: str, stated: Any) -> Triple:  # noqa: ANN401 whatever a file says
+    """Return what a processor says of three channels; 0.5 where it says nothing."""
+    if stated is None or stated == []:
+        return _HALF
+    values = stated if isinstance(stated, list) else [stated]
+    are_numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    if not are_numbers or len(values) not in (1, 3) or (name == "image_std" and min(values) <= 0):
+        expected = "one number or three" + ", above 0" * (name == "image_std")
+        what = f"its {_PROCESSOR_FILE} has {name} {stated!r}; expected {expected}"
+        raise ModelError(model, f"{what}. Mend it, or give mean and std in TrainConfig")
+    red, green, blue = values if len(values) == 3 else values * 3
+    return red, green, blue
 
 
 class ReidNetwork(nn.Module):
@@ -355,9 +399,10 @@ def _take_over(network: ReidNetwork, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    before = _read_facts(folder)
     try:
-        before, state = _read_facts(folder), load_file(folder / _WEIGHTS_FILE)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        state = load_file(folder / _WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(str(folder), f"it is no network that was trained here ({first_line(error)})") from error
     now = network.facts
     for name in ("size", "stride"):
@@ -417,12 +462,13 @@ def open_trained(folder: str | Path, device: Device = "auto") -> Model:
     from safetensors.torch import load_file
 
     folder = Path(folder).expanduser().resolve()
+    check_no_run(str(folder))
     transformers = _transformers()
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError(str(folder), "device 'cuda' cannot be used: torch sees no GPU here")
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    facts = _read_facts(folder)
     try:
-        facts = _read_facts(folder)
         with quiet(transformers), torch.random.fork_rng():  # weights are drawn, then replaced
             config = transformers.AutoConfig.from_pretrained(folder, **_UNSAFE_FREE)
             network = ReidNetwork(_of_config(transformers, config), facts)
@@ -446,6 +492,14 @@ def open_trained(folder: str | Path, device: Device = "auto") -> Model:
 
 
 def _read_facts(folder: Path) -> NetworkFacts:
-    stated: dict[str, Any] = json.loads((folder / TRAINED_FILE).read_bytes())
-    facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
-    return NetworkFacts(**facts)
+    """Return what a network that was trained is made of.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        stated = json.loads((folder / TRAINED_FILE).read_bytes()).items()
+        facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stated}
+        return NetworkFacts(**facts)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(str(folder), f"it is no network that was trained here ({first_line(error)})") from error

@@ -12,8 +12,9 @@ from entire_id.evaluation.breakdown import Interval
 from entire_id.evaluation.plots import plot_intervals
 from entire_id.experiments.bench import Bench, Candidate, Task, score_candidates
 from entire_id.experiments.config import TrainConfig
+from entire_id.experiments.notes import own_notes, training_notes
 from entire_id.experiments.results import DataSet
-from entire_id.experiments.subsets import nested_share, training_crops
+from entire_id.experiments.subsets import nested_share, training_crops, training_split
 from entire_id.experiments.tables import Outcome, Row, Share, Table
 from entire_id.loading.dataset import CropDataset
 from entire_id.loading.integers import count_values
@@ -26,14 +27,20 @@ Of = Literal["people", "cameras", "continents"]
 # --- groups of queries ------------------------------------------------------------------------------------------------
 
 
-def score_groups(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[DataSet], column: str) -> Outcome:
+def score_groups(
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    tests: Sequence[DataSet],
+    column: str,
+    protocol: str = "market1501",
+) -> Outcome:
     """Return the scores of the queries by a column, such as season or any other of `cameras.csv`.
 
     Raises:
         EvaluationError: the queries of a data set have no such column, or it cannot be put into groups.
         See `score_candidates` for the others.
     """
-    tasks = [Task(test, columns=(column,)) for test in tests]
+    tasks = [Task(test, protocol, (column,)) for test in tests]
     scored = score_candidates(bench, [(one, tasks) for one in candidates])
     rows: list[Row] = []
     series: dict[str, dict[str, Interval]] = {}
@@ -45,8 +52,9 @@ def score_groups(bench: Bench, candidates: Sequence[Candidate], tests: Sequence[
             series[name] = {name: _precision(group) for name, group in groups.items()}
     columns = ("model", "test set", column, "queries", "mAP", "Rank-1", "mINP")
     notes = (
-        "A query belongs to the group of its own crop; what it searches is the whole gallery. In percent; in brackets "
-        "the 95 % interval, from people drawn with replacement.",
+        "A query belongs to the group of its own crop; what it searches is the whole gallery.",
+        *own_notes(candidates, tests),
+        *training_notes(candidates),
     )
     plots = {"scores": plot_intervals(series, (column, "mAP (%)"), joined=False)}
     return Outcome(f"Scores by {column}", (Table(f"By {column}", columns, tuple(rows), notes),), plots)
@@ -111,28 +119,32 @@ def _part(base: TrainConfig, of: Of, share: float) -> TrainConfig:
         return base
     if of == "people":
         return replace(base, people_share=share)
-    crops = CropDataset(base.datasets[0], base.split)
+    crops = CropDataset(base.datasets[0], training_split(base, base.datasets[0]))
     if of == "cameras":
         return replace(base, only_cameras=nested_share(count_values(crops.camids)[0].tolist(), share, base.seed))
     return replace(base, only_continents=nested_share(crops.continent_names, share, base.seed))
 
 
-def score_parts(bench: Bench, parts: Sequence[Part], tests: Sequence[DataSet], of: Of) -> Outcome:
+def score_parts(
+    bench: Bench, parts: Sequence[Part], tests: Sequence[DataSet], of: Of, protocol: str = "market1501"
+) -> Outcome:
     """Return what models score that were trained on parts of a data set, as many steps on each.
 
     Raises:
         See `score_candidates`.
     """
-    tasks = [Task(test) for test in tests]
+    tasks = [Task(test, protocol) for test in tests]
     results = score_candidates(bench, [(part.candidate, tasks) for part in parts])
+    candidates = [part.candidate for part in parts]
     rows = tuple(
         (Share(part.share), *part.counts.values(), *(one.metrics["mAP"] for one in scored))
         for part, scored in zip(parts, results, strict=True)
     )
     columns = (f"share of {of} (%)", *parts[0].counts, *(f"mAP on {test.name}" for test in tests))
     notes = (
-        "Trained in the same way, as many steps on each part; a part holds every smaller one. In percent; in brackets "
-        "the 95 % interval, from people drawn with replacement.",
+        "Trained in the same way, as many steps on each part; a part holds every smaller one.",
+        *own_notes(candidates, tests),
+        *training_notes(candidates),
     )
     series = {
         test.name: {

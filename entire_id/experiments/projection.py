@@ -77,6 +77,7 @@ def project_sets(bench: Bench, candidate: Candidate, sets: Sequence[DataSet], co
         few = f"{num_crops} crops; it needs more than three times as many"
         raise EvaluationError(f"perplexity {config.perplexity:g} is too high for {few}")
     model = open_candidate(bench, candidate)
+    bench.begin()
     taken = {}
     for one, chosen in zip(sets, rows, strict=True):
         name = f"{safe_name(one.name)}.{config.split}"

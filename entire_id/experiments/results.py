@@ -12,28 +12,32 @@ Every file has its name only when it is complete, and what is there is not done 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from entire_id.errors import ExperimentError, OutputExistsError
 from entire_id.evaluation.breakdown import Interval, none_if_nan
 from entire_id.evaluation.comparison import Comparison, compare_queries
 from entire_id.evaluation.scores import Scores
-from entire_id.loading.files import open_files
+from entire_id.loading.files import Files, open_files
 from entire_id.loading.index import fetch_manifest
+from entire_id.records import CAMERAS_FILE
 from entire_id.staging import rewrite
 
 __all__ = [
     "DataSet",
+    "Request",
     "Result",
     "begin_experiment",
     "compare_results",
@@ -47,6 +51,7 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _EXPERIMENT_FILE = "experiment.json"
+_MAX_NAME_BYTES = 150  # a file system takes 255, and endings follow
 _PACKAGES = ("entire-id", "numpy", "pillow", "simplejpeg", "torch", "transformers", "accelerate", "scikit-learn")
 
 
@@ -60,6 +65,7 @@ class DataSet:
         title: what its manifest calls it.
         version: of its content.
         content_sha256: what its content is.
+        cameras_sha256: what `cameras.csv` says by now, which owners may add columns to.
     """
 
     name: str
@@ -67,10 +73,12 @@ class DataSet:
     title: str
     version: str
     content_sha256: str
+    cameras_sha256: str
 
     def facts(self) -> dict[str, str]:
         """Return what results say of it: where it lies does not count."""
-        return {"name": self.name, "version": self.version, "content_sha256": self.content_sha256}
+        names = ("name", "version", "content_sha256", "cameras_sha256")
+        return {name: getattr(self, name) for name in names}
 
 
 def find_datasets(places: Iterable[str]) -> dict[str, DataSet]:
@@ -94,9 +102,17 @@ def find_datasets(places: Iterable[str]) -> dict[str, DataSet]:
         if path not in sets:
             manifest = fetch_manifest(files)
             name = _unique(Path(path).name if files.is_local else manifest.name, [one.name for one in sets.values()])
-            sets[path] = DataSet(name, path, manifest.name, manifest.version, manifest.content_sha256)
+            cameras = hashlib.sha256(_read_cameras(files)).hexdigest()
+            sets[path] = DataSet(name, path, manifest.name, manifest.version, manifest.content_sha256, cameras)
         found[place] = sets[path]
     return found
+
+
+def _read_cameras(files: Files) -> bytes:
+    try:
+        return files.read(CAMERAS_FILE)
+    except FileNotFoundError:
+        return b""
 
 
 def _unique(name: str, taken: Sequence[str]) -> str:
@@ -111,54 +127,104 @@ def safe_name(name: str) -> str:
     >>> safe_name("owner/name"), safe_name("a + b")
     ('owner-name', 'a-b')
     """
-    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "unnamed"
+    safe = re.sub(r"[^\w.]+", "-", name).strip("-.") or "unnamed"
+    if len(safe.encode()) <= _MAX_NAME_BYTES:
+        return safe
+    short = safe.encode()[: _MAX_NAME_BYTES - 17].decode(errors="ignore")
+    return f"{short}-{xxhash.xxh3_64_hexdigest(name.encode())}"
 
 
-def begin_experiment(out: Path, name: str, settings: Mapping[str, Any], datasets: Iterable[DataSet]) -> None:
-    """Write to the folder `out` what is about to be done, or make sure that it is what was begun there.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an experiment is asked.
 
-    Args:
-        out: folder to make, or to go on in.
-        name: of the experiment.
-        settings: in plain values; all that the result depends on.
-        datasets: all that enter.
+    Attributes:
+        experiment: its name.
+        asked: of what, in plain values: it may be something else, or more, the next time.
+        datasets: all that enter, by role: `train` and `test`.
+        training: settings of the networks that are trained; None where none is.
+        weights: what these begin with, by name of the network.
+    """
+
+    experiment: str
+    asked: Mapping[str, Any]
+    datasets: Mapping[str, Sequence[DataSet]]
+    training: Mapping[str, Any] | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def stated(self) -> dict[str, Any]:
+        """Return it in plain values."""
+        sets = {role: [one.facts() for one in of] for role, of in self.datasets.items()}
+        return dict(json.loads(json.dumps(asdict(self) | {"datasets": sets})))
+
+
+def begin_experiment(out: Path, request: Request) -> list[str]:
+    """Write to the folder `out` what is about to be done, and return what is to be said.
+
+    One that was begun there goes on, also with more to do: every result says what it was made of, so that what holds is
+    taken over. How networks are trained, what they begin with, and the content of a data set must be the same.
 
     Raises:
-        OutputExistsError: `out` holds something else than an experiment.
+        OutputExistsError: `out` holds something else than an experiment, lies in a data set, or cannot be made.
         ExperimentError: it holds another one.
     """
-    sets = [one.facts() for one in {one.name: one for one in datasets}.values()]
-    stated = json.loads(json.dumps({"experiment": name, "settings": settings, "datasets": sets}))
+    target = out.expanduser().resolve()
+    for one in (one for of in request.datasets.values() for one in of):
+        if target.is_relative_to(one.path):
+            raise OutputExistsError(out, f"it lies in the data set {one.name!r}, and would damage it")
+    stated, versions = request.stated(), _versions()
     file = out / _EXPERIMENT_FILE
-    if file.is_file():
-        there = _read_experiment(out)
-        differing = [*_differing(there["settings"], stated["settings"]), *_differing(there, stated, {"settings"})]
-        if differing:
-            raise ExperimentError(
-                out, f"it holds another experiment: {'; '.join(differing)}. Give the same to go on, or a new folder"
-            )
-        return
+    if not file.is_file():
+        _make_folder(out)
+        write_json(file, stated | {"packages": [versions]})
+        return []
+    there = _read_experiment(out)
+    if differing := _differing(there, stated):
+        advice = "Give the same to go on with it, or a new folder"
+        raise ExperimentError(out, f"it holds another experiment: {'; '.join(differing)}. {advice}")
+    kept = {"training": stated["training"] or there["training"], "weights": there["weights"] | stated["weights"]}
+    packages = there["packages"]
+    told = [
+        f"{name} is {versions.get(name)} by now, and was {old} when this began"
+        for name, old in packages[-1].items()
+        if versions.get(name) != old
+    ]
+    write_json(file, stated | kept | {"packages": [*packages, versions] if told else packages})
+    return told
+
+
+def _make_folder(out: Path) -> None:
     partial = f"{_EXPERIMENT_FILE}.partial"  # of a run that was killed just then
     if out.exists() and (not out.is_dir() or any(path.name != partial for path in out.iterdir())):
         raise OutputExistsError(out, "it holds something else than an experiment")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(file, stated | {"packages": _versions()})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExistsError(out, f"it cannot be made ({error.strerror})") from error
 
 
-def _differing(there: Mapping[str, Any], stated: Mapping[str, Any], but: Iterable[str] = ()) -> list[str]:
-    return [
-        f"{name} {there.get(name)!r} there, {value!r} now"
-        for name, value in stated.items()
-        if name not in but and there.get(name) != value
+def _differing(there: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]:
+    """Return what a result of the one would not be of the other, each with both values."""
+    pairs = [("experiment", there["experiment"], stated["experiment"])]
+    if there["training"] and stated["training"]:
+        pairs += [(name, there["training"].get(name), value) for name, value in stated["training"].items()]
+    pairs += [
+        (f"weights of {name}", there["weights"].get(name, value), value) for name, value in stated["weights"].items()
     ]
+    old, new = (
+        {one["name"]: one["content_sha256"] for of in sets["datasets"].values() for one in of}
+        for sets in (there, stated)
+    )
+    pairs += [(f"content of {name}", old.get(name, value), value) for name, value in new.items()]
+    return [f"{name} {before!r} there, {now!r} now" for name, before, now in pairs if before != now]
 
 
 def _read_experiment(out: Path) -> dict[str, Any]:
     try:
         there = json.loads((out / _EXPERIMENT_FILE).read_bytes())
-        if isinstance(there["settings"], dict):
+        if {field.name for field in fields(Request)} | {"packages"} == there.keys():
             return dict(there)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise OutputExistsError(out, f"its {_EXPERIMENT_FILE} is not that of an experiment") from error
     raise OutputExistsError(out, f"its {_EXPERIMENT_FILE} is not that of an experiment")
 
@@ -260,10 +326,10 @@ def interval_values(one: Interval) -> list[float | None]:
     return [none_if_nan(value) for value in asdict(one).values()]
 
 
-def read_result(path: Path) -> Result | None:
+def read_result(path: str | Path) -> Result | None:
     """Return the result in a file; None where there is none, or no whole one."""
     try:
-        return Result.from_dict(json.loads(path.read_bytes()))
+        return Result.from_dict(json.loads(Path(path).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -56,7 +56,14 @@ class Table:
         aligned = "|".join("---" if any(isinstance(row[at], str) for row in self.rows) else "---:" for at in self._ats)
         lines = [f"## {self.title}", "", _line(self.columns), f"|{aligned}|"]
         lines += [_line([_printed(cell) for cell in row]) for row in self.rows]
-        return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes)])
+        return "\n".join([*lines, "", *(f"{note}\n" for note in (*self._legend(), *self.notes))])
+
+    def _legend(self) -> list[str]:
+        """Return how cells are printed."""
+        kinds = {type(cell) for row in self.rows for cell in row}
+        scores = ["Scores in percent; in brackets the 95 % interval, from people drawn with replacement."]
+        shares = ["Shares in percent."]
+        return scores if Interval in kinds else shares if Share in kinds else []
 
     @property
     def _ats(self) -> range:

@@ -19,28 +19,31 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from entire_id.errors import MissingExtraError, ModelError, TrainingError
-from entire_id.experiments.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from entire_id.experiments.config import TrainConfig, Triple, claim_run, learning_rate
+from entire_id.experiments.checkpoints import Checkpoint, read_checkpoint, read_step, write_checkpoint
+from entire_id.experiments.config import TrainConfig, Triple, claim_run, find_run, learning_rate
 from entire_id.experiments.losses import identity_loss, triplet_loss
 from entire_id.experiments.network import (
     NetworkFacts,
     ReidNetwork,
+    Weights,
     find_weights,
     new_network,
     normalisation,
     save_trained,
 )
-from entire_id.experiments.subsets import find_selection, open_training
+from entire_id.experiments.subsets import check_batches, find_selection, open_training, training_split
 from entire_id.loading.files import open_files
-from entire_id.loading.index import fetch_manifest
-from entire_id.loading.models import first_line
+from entire_id.loading.index import ShardIndex, fetch_manifest
+from entire_id.loading.integers import count_values
+from entire_id.loading.models import first_line, is_trained
 from entire_id.loading.sampler import PKSampler
+from entire_id.loading.selection import LabelMap
 from entire_id.loading.stream import PKStream
 from entire_id.loading.transforms import TrainTransform
 from entire_id.records import Progress, no_progress
 from entire_id.staging import alone, append_line, new_folder, rewrite, sync
 
-__all__ = ["TrainReport", "train"]
+__all__ = ["TrainReport", "check_training", "train"]
 
 _CHECKPOINT, _METRICS, _LABELS, _MODEL = "checkpoint.safetensors", "metrics.jsonl", "labels.json", "model"
 _MOMENTUM = "momentum_buffer"
@@ -74,6 +77,9 @@ def train(
 ) -> TrainReport:
     """Train, and return what was done; the same call goes on after the last checkpoint of a run that was stopped.
 
+    A run that is complete is left as it is, but for a `model` that is missing: it is written again. A training that
+    cannot be begun leaves no folder.
+
     `out` holds `config.json` (every setting, versions of packages, content of the data), `metrics.jsonl` and events of
     TensorBoard, `checkpoint.safetensors`, and in the end `model`. Afterwards torch's generators are as they were.
 
@@ -90,10 +96,11 @@ def train(
         MissingExtraError: a package that trains is not installed.
         TrainingError: `out` holds a training of other settings, another process trains into it, the loss is not finite,
             or this process has trained in another precision.
-        OutputExistsError: `out` holds something else.
+        OutputExistsError: `out` holds something else, or cannot be a folder.
         ModelError: the model cannot be opened, or cannot take such crops.
         DatasetNotFoundError, RepositoryNotFoundError, SplitNotFoundError, ManifestError, DownloadError: see
             `CropDataset`.
+        SelectionError: no crop is left, or two of the data sets have the same content.
         SamplingError: there are too few people for a batch, or the state does not fit the number of processes.
         CorruptCropError, ImageDecodeError: a crop is corrupt.
     """
@@ -107,27 +114,58 @@ def train(
     if not accelerator.is_main_process:
         progress, tell = no_progress, _silent
     with accelerator.main_process_first():  # what is downloaded, the first one downloads
-        weights, places = find_weights(config.model, config.revision), [_place(path) for path in config.datasets]
+        start = _find_start(config)
     out, device = Path(out), accelerator.device
     if accelerator.is_main_process:
-        facts = {"weights": weights.identity, "content": [place["content_sha256"] for place in places]}
-        notes = {"datasets": places, "num_processes": accelerator.num_processes, "device": str(device)}
-        claim_run(out, config, facts, notes)
+        find_run(out, config, start.facts)
     accelerator.wait_for_everyone()
-    tell(weights.summary())
-    refusal = TrainingError(out, "another process trains into it. Wait for it, or name a new folder")
-    with (
-        alone(out, refusal) if accelerator.is_main_process else nullcontext(),
-        torch.random.fork_rng([] if is_cpu else [device.index or 0]),
-    ):
+    tell(start.weights.summary())
+    for place in start.where:
+        if (split := training_split(config, place)) != config.split.replace(" ", ""):
+            tell(f"{place} has no val part: it is trained on {split}")
+    if done := _find_done(config, out):
+        tell(f"{out} is complete: all of {config.steps:,} steps")
+        return done
+    with torch.random.fork_rng([] if is_cpu else [device.index or 0]):
         torch.manual_seed(config.seed)
-        mean, std = normalisation(config, weights)
-        source = _Source(config, [place["place"] for place in places], _transform(config, mean, std), device)
-        side_of = places[0]["dataset"] if config.side == "camera" else ""
-        side = (config.side, side_of, source.side_values, config.side_scale)
-        shape = NetworkFacts(config.size, mean, std, config.stride, *side, config.test_feature, len(source.label_map))
-        training = _Training(config, out, accelerator, source, new_network(weights, shape))
-        return training.run(writer_of, progress, tell)
+        source = _Source(start, device)
+        network = start.network(len(source.label_map), source.side_values)
+        if accelerator.is_main_process:  # by now all is open that could be missing
+            notes = {"datasets": start.places, "num_processes": accelerator.num_processes, "device": str(device)}
+            claim_run(out, config, start.facts, notes)
+        accelerator.wait_for_everyone()
+        refusal = TrainingError(out, "another process trains into it. Wait for it, or name a new folder")
+        with alone(out, refusal) if accelerator.is_main_process else nullcontext():
+            training = _Training(config, out, accelerator, source, network)
+            if training.num_done == config.steps:
+                return training.restore_model(tell)
+            return training.run(writer_of, progress, tell)
+
+
+def check_training(config: TrainConfig, *, network: bool = True) -> None:
+    """Raise what `train` would raise for the packages, weights, data sets, batches and the network; write nothing.
+
+    Of a data set that was looked at before, only the manifest is read again. What depends on the folder, on the crops'
+    pixels, the GPU or the number of processes is not looked at. Afterwards torch's generators are as they were.
+
+    Args:
+        config: all settings.
+        network: make the network, too, on the CPU: what takes longest with large ones.
+
+    Raises:
+        See `train`.
+    """
+    _packages()
+    start = _find_start(config)
+    side_values: tuple[int | str, ...] = ()
+    if config.stream:
+        num_people = len(_open_stream(config, start.where[0]).label_map)
+    else:
+        index = check_batches(config, start.where)
+        num_people, (side_values, _) = len(count_values(index.pids)[0]), _sides(config, index)
+    if network:
+        with torch.random.fork_rng([]):
+            start.network(num_people, side_values)
 
 
 def _packages() -> tuple[Any, Any]:
@@ -142,6 +180,71 @@ def _packages() -> tuple[Any, Any]:
     return accelerate, SummaryWriter
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a training begins with.
+
+    Attributes:
+        config: all settings.
+        weights: what the network begins with.
+        places: facts of each data set.
+        mean: of the channels.
+        std: of the channels.
+    """
+
+    config: TrainConfig
+    weights: Weights
+    places: Sequence[Mapping[str, str]]
+    mean: Triple
+    std: Triple
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the result depends on, besides the settings."""
+        return {"weights": self.weights.identity, "content": [place["content_sha256"] for place in self.places]}
+
+    @property
+    def where(self) -> list[str]:
+        """Where the data sets lie."""
+        return [place["place"] for place in self.places]
+
+    def transform(self) -> TrainTransform:
+        """Return what is done to crops."""
+        config = self.config
+        options: dict[str, Any] = {"flip": config.flip, "pad": config.pad, "erase": config.erase}
+        return TrainTransform(*config.size, **options, mean=self.mean, std=self.std)
+
+    def network(self, num_people: int, side_values: tuple[int | str, ...]) -> ReidNetwork:
+        """Return the network; what has no weights is drawn from torch's generator. Raises as `new_network` does."""
+        config = self.config
+        side_of = self.places[0]["dataset"] if config.side == "camera" else ""
+        side = (config.side, side_of, side_values, config.side_scale)
+        shape = NetworkFacts(config.size, self.mean, self.std, config.stride, *side, config.test_feature, num_people)
+        network = new_network(self.weights, shape)
+        if config.gradient_checkpointing:
+            _checkpoint_activations(network)
+        return network
+
+
+def _find_start(config: TrainConfig) -> _Start:
+    weights = find_weights(config.model, config.revision)
+    return _Start(config, weights, [_place(path) for path in config.datasets], *normalisation(config, weights))
+
+
+def _find_done(config: TrainConfig, out: Path) -> TrainReport | None:
+    """Return what a run did that is complete; None if steps are left, or its network is not there as a whole."""
+    model = out / _MODEL
+    if read_step(out / _CHECKPOINT) < config.steps:
+        return None
+    if not is_trained(str(model)) or not any(model.glob("*.safetensors")):
+        return None
+    try:
+        num_people = len(LabelMap.load(model / _LABELS))
+    except (OSError, ValueError):
+        return None
+    return TrainReport(model, config.steps, config.steps, num_people, {})
+
+
 def _place(path: str) -> dict[str, str]:
     """Return the facts of a data set: where it lies, with the commit on the Hub, and what it is called and holds."""
     files = open_files(path)
@@ -149,10 +252,6 @@ def _place(path: str) -> dict[str, str]:
     name = path if files.is_local else files.name
     facts = {"dataset": manifest.name, "version": manifest.version, "content_sha256": manifest.content_sha256}
     return {"place": name, **facts}
-
-
-def _transform(config: TrainConfig, mean: Triple, std: Triple) -> TrainTransform:
-    return TrainTransform(*config.size, flip=config.flip, pad=config.pad, erase=config.erase, mean=mean, std=std)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -167,32 +266,23 @@ class _Source:
         waited_s: how long the loader made the loop wait, in all.
     """
 
-    def __init__(
-        self, config: TrainConfig, places: Sequence[str], transform: TrainTransform, device: torch.device
-    ) -> None:
-        self._device, self.waited_s = device, 0.0
+    def __init__(self, start: _Start, device: torch.device) -> None:
+        config, self._device, self.waited_s = start.config, device, 0.0
         options: dict[str, Any] = {"num_workers": config.num_workers, "persistent_workers": config.num_workers > 0}
         options["pin_memory"] = device.type == "cuda"
-        self._side: npt.NDArray[np.int64] | None = None  # of each row, its place in side_values
         self.side_values: tuple[int | str, ...] = ()
+        self._side: npt.NDArray[np.int64] | None = None  # of each row, its place in side_values
         self._place: PKSampler | PKStream
         self._loader: DataLoader[Any]
         if config.stream:
-            select = find_selection(config, places[0])
-            who = (config.p, config.k)
-            stream = PKStream(places[0], config.split, *who, seed=config.seed, select=select, transform=transform)
+            stream = _open_stream(config, start.where[0], start.transform())
             self._place, self.label_map = stream, stream.label_map
             self._loader = DataLoader(stream, batch_size=None, **options)
             return
-        crops, sampler = open_training(config, places, transform)
+        crops, sampler = open_training(config, start.where, start.transform())
         self._place, self.label_map = sampler, crops.label_map
         self._loader = DataLoader(crops, batch_sampler=sampler, **options)  # type: ignore[arg-type]
-        if config.side == "camera":
-            values, self._side = np.unique(crops.camids, return_inverse=True)
-            self.side_values = tuple(values.tolist())
-        elif config.side == "continent":
-            numbers, self._side = np.unique(crops.continents, return_inverse=True)
-            self.side_values = tuple(crops.continent_names[number] for number in numbers.tolist())
+        self.side_values, self._side = _sides(config, crops.index)
 
     def go_on(self, state: Mapping[str, Any]) -> int:
         """Go to where `state` was taken, and return the number of its epoch."""
@@ -221,6 +311,23 @@ class _Source:
         return _Batch(images.to(self._device, non_blocking=True), labels.to(self._device), side)
 
 
+def _open_stream(config: TrainConfig, place: str, transform: TrainTransform | None = None) -> PKStream:
+    select = find_selection(config, place)
+    who = (config.p, config.k)
+    return PKStream(place, training_split(config, place), *who, seed=config.seed, select=select, transform=transform)
+
+
+def _sides(config: TrainConfig, index: ShardIndex) -> tuple[tuple[int | str, ...], npt.NDArray[np.int64] | None]:
+    """Return cameras or continents, sorted, and of each row (n,) its place among them, if the network is told them."""
+    if config.side == "camera":
+        values, rows = np.unique(index.camids, return_inverse=True)
+        return tuple(values.tolist()), rows
+    if config.side == "continent":
+        numbers, rows = np.unique(index.continents, return_inverse=True)
+        return tuple(index.continent_names[number] for number in numbers.tolist()), rows
+    return (), None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     """Pixels (n, 3, h, w), classes (n,) and, where the network is told of them, places in `side_values` (n,)."""
@@ -245,8 +352,6 @@ class _Training:
         network: ReidNetwork,
     ) -> None:
         self.config, self.out, self.accelerator, self.source = config, out, accelerator, source
-        if config.gradient_checkpointing:
-            _checkpoint_activations(network)
         self.network = network.to(accelerator.device)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.average: AveragedModel | None = None
@@ -265,8 +370,7 @@ class _Training:
         """Take the steps that are left."""
         config, num_resumed = self.config, self.num_done
         if num_resumed:
-            rest = f"goes on after step {num_resumed:,}" if num_resumed < config.steps else "is complete: all"
-            tell(f"{self.out} {rest} of {config.steps:,} steps")
+            tell(f"{self.out} goes on after step {num_resumed:,} of {config.steps:,} steps")
         log = _Log(self.out, num_resumed, writer_of) if self.accelerator.is_main_process else None
         if config.weights_every and not num_resumed and log is not None:
             self._keep_weights()
@@ -297,6 +401,15 @@ class _Training:
             log.close()
         self.accelerator.wait_for_everyone()
         return TrainReport(self.out / _MODEL, config.steps, num_resumed, len(self.source.label_map), last)
+
+    def restore_model(self, tell: Callable[[str], None]) -> TrainReport:
+        """Write the network of a run that is complete, and return what it did: somebody removed it."""
+        num_steps = self.config.steps
+        tell(f"{self.out} is complete: all of {num_steps:,} steps; its network is written again")
+        if self.accelerator.is_main_process:
+            self._save_model(self.out / _MODEL)
+        self.accelerator.wait_for_everyone()
+        return TrainReport(self.out / _MODEL, num_steps, num_steps, len(self.source.label_map), {})
 
     def _step(self, step: int, batch: _Batch) -> torch.Tensor:
         """Take one step, and return (3,) its loss, and the identity and the triplet loss that it is made of."""

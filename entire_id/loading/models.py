@@ -36,13 +36,15 @@ __all__ = [
     "Model",
     "ModelOptions",
     "Preprocessing",
+    "check_no_run",
     "digest_files",
     "first_line",
     "is_trained",
     "open_model",
     "probed",
     "quiet",
-    "transformer_files",
+    "transformer_folder",
+    "transformer_identity",
 ]
 
 TRAINED_FILE = "trained.json"
@@ -218,6 +220,26 @@ def is_trained(name: str) -> bool:
     return (Path(name).expanduser() / TRAINED_FILE).is_file()
 
 
+def check_no_run(name: str) -> None:
+    """Check that a model is not the folder of a training, which holds the network and much else.
+
+    Raises:
+        ModelError: it is; the network lies in it.
+    """
+    folder = Path(name).expanduser()
+    try:
+        stated = json.loads((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return
+    if not (isinstance(stated, dict) and stated.keys() >= {"settings", "weights", "content"}):
+        return
+    network = folder / "model"
+    where = f"the network is {str(network)!r}"
+    if not is_trained(str(network)):
+        where = f"the network will be {str(network)!r}, once all steps are done"
+    raise ModelError(name, f"it is the folder of a training; {where}")
+
+
 def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
     """Return what opens the model, and which options that takes."""
     if name == "colour":
@@ -227,6 +249,7 @@ def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
     if Path(name).expanduser().is_dir():
         if is_trained(name):
             raise ModelError(name, "entire-id train wrote it; entire_id.open_trained(folder) opens it")
+        check_no_run(name)
         return _open_transformer, {"size", "device", "mean", "std"}
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return _open_function, set()
@@ -485,8 +508,9 @@ def _open_transformer(name: str, options: ModelOptions) -> Model:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ModelError(name, "device 'cuda' cannot be used: torch sees no GPU here")
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-    folder, identity = transformer_files(name, options.revision)
+    folder = transformer_folder(name, options.revision)
     preprocessing = _stated_preprocessing(name, folder, options)
+    identity = transformer_identity(name, folder)
     processor, network, lacks_pooler = _load(transformers, torch, name, folder, has_processor=preprocessing is None)
     network.to(device).eval()
     if preprocessing is None and options.size is not None:
@@ -497,13 +521,11 @@ def _open_transformer(name: str, options: ModelOptions) -> Model:
     return probed(identity, transformer.run, {**facts, **arguments, "output": transformer.output()}, device)
 
 
-def transformer_files(name: str, revision: str | None) -> tuple[Path, str]:
-    """Return the folder of the model's files, and its identity."""
+def transformer_folder(name: str, revision: str | None) -> Path:
+    """Return the folder of the model's files; those of the Hub are downloaded."""
     folder = Path(name).expanduser().resolve()
     if folder.is_dir():
-        configs = (folder / config for config in (_CONFIG, *_PROCESSORS))
-        files = [*folder.glob("*.safetensors"), *(path for path in configs if path.is_file())]
-        return folder, f"{folder.name}@sha256:{digest_files(files)}"
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -517,7 +539,16 @@ def transformer_files(name: str, revision: str | None) -> tuple[Path, str]:
         raise ModelError(name, f"{what}, and the Hub cannot be reached") from error
     except HfHubHTTPError as error:
         raise ModelError(name, f"no such folder, and the Hub says no ({first_line(error)})") from error
-    return Path(found), f"{name}@{Path(found).name}"  # the folder of a snapshot has the name of its commit
+    return Path(found)
+
+
+def transformer_identity(name: str, folder: Path) -> str:
+    """Return what a model in a folder is, the same wherever it lies; of one that is not the Hub's, all is read."""
+    if not Path(name).expanduser().is_dir():
+        return f"{name}@{folder.name}"  # the folder of a snapshot has the name of its commit
+    configs = (folder / config for config in (_CONFIG, *_PROCESSORS))
+    files = [*folder.glob("*.safetensors"), *(path for path in configs if path.is_file())]
+    return f"{folder.name}@sha256:{digest_files(files)}"
 
 
 def _stated_preprocessing(name: str, folder: Path, options: ModelOptions) -> Preprocessing | None:

@@ -17,7 +17,7 @@ from huggingface_hub import close_session
 from typer.testing import CliRunner
 
 from entire_id.cli.main import app
-from entire_id.errors import EvaluationError, ExperimentError, OutputExistsError
+from entire_id.errors import EvaluationError, ExperimentError, ModelError, OutputExistsError
 from entire_id.experiments.config import TrainConfig
 from entire_id.experiments.intra_camera import find_cameras
 from entire_id.experiments.results import find_datasets
@@ -118,13 +118,13 @@ def test_cross_domain_gives_a_row_for_every_candidate(crossed: Path) -> None:
 def test_its_folder_says_what_was_done(crossed: Path) -> None:
     stated = json.loads((crossed / "experiment.json").read_text())
     assert stated["experiment"] == "cross-domain"
-    assert stated["settings"]["training"]["steps"] == STEPS
-    assert stated["settings"]["training"]["seed"] == 0
-    assert [(one["name"], one["version"], len(one["content_sha256"])) for one in stated["datasets"]] == [
-        ("one", "1.0.0", 64),
-        ("two", "1.0.0", 64),
-    ]
-    assert stated["packages"].keys() >= {"entire-id", "torch", "numpy"}
+    assert (stated["training"]["steps"], stated["training"]["seed"]) == (STEPS, 0)
+    assert stated["weights"] == {"tiny": "tiny"}
+    for role in ("train", "test"):
+        sets = stated["datasets"][role]
+        assert [(one["name"], one["version"]) for one in sets] == [("one", "1.0.0"), ("two", "1.0.0")]
+    (packages,) = stated["packages"]
+    assert packages.keys() >= {"entire-id", "torch", "numpy"}
 
 
 KILLED = """
@@ -171,12 +171,53 @@ def test_scores_that_are_lost_are_made_from_features(crossed: Path, tmp_path: Pa
     assert outputs(out) == outputs(crossed)
 
 
-def test_another_experiment_in_the_folder_is_refused_by_what_differs(crossed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="models .* there"):
-        run("cross-domain", crossed, *CROSS, "--model", "colour", "other:model")
+def test_another_experiment_in_the_folder_is_refused_by_what_differs(home: Path, crossed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="another experiment: steps 2 there, 3 now. Give the same"):
+        run("cross-domain", crossed, *CROSS, "--steps", "3")
+    with pytest.raises(ExperimentError, match="experiment 'cross-domain' there, 'groups' now"):
+        run("groups", crossed, "--model", "colour", "--test", "one")
+    draw_sample(tmp_path / "crops", SampleConfig(**SAMPLE, seed=7))
+    other = pack_folder(tmp_path / "crops", tmp_path / "one")
+    with pytest.raises(ExperimentError, match="content of one '[0-9a-f]+' there"):
+        run("cross-domain", crossed, "--model", "colour", "--test", str(other))
     (tmp_path / "mine").write_text("")
     with pytest.raises(OutputExistsError):
         run("cross-domain", tmp_path, *CROSS)
+    with pytest.raises(OutputExistsError, match="it lies in the data set 'one'"):
+        run("cross-domain", home / "one" / "out", *CROSS)
+    with pytest.raises(OutputExistsError, match="cannot be made"):
+        run("cross-domain", tmp_path / "mine" / "out", *CROSS)
+
+
+def test_more_may_be_asked_in_the_same_folder(crossed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("cross-domain", out, "--train", "one", "--test", "one", *TOY)
+    times = {path: path.stat().st_mtime_ns for path in [*out.glob("scores/*/*"), *out.glob("runs/*/model/*")]}
+    assert times
+    run("cross-domain", out, *CROSS)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert outputs(out) == outputs(crossed)
+
+
+def test_other_versions_of_packages_are_told_and_noted(crossed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(crossed, out)
+    stated = json.loads((out / "experiment.json").read_text())
+    stated["packages"][0]["numpy"] = "1.0"
+    (out / "experiment.json").write_text(json.dumps(stated))
+    done = CliRunner().invoke(app, ["experiment", "cross-domain", "--out", str(out), *CROSS], catch_exceptions=False)
+    assert "by now, and was 1.0 when this began" in done.stderr
+    assert [one["numpy"] for one in json.loads((out / "experiment.json").read_text())["packages"]] == [
+        "1.0",
+        np.__version__,
+    ]
+
+
+def test_what_was_trained_on_the_people_of_a_test_set_is_named(tmp_path: Path) -> None:
+    run("cross-domain", tmp_path / "out", "--train", "one", "--test", "one", *TOY, "split=gallery")
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "Trained on the very people of a test set: one. There they meet nobody new" in table
+    assert "within one domain" not in table
 
 
 def test_a_network_that_was_trained_before_is_scored_as_it_is(crossed: Path, tmp_path: Path) -> None:
@@ -221,6 +262,20 @@ def test_leaving_one_out_trains_without_it_and_asks_for_it(tmp_path: Path, by: s
     assert everything["settings"][f"only_{by}s"] == []
 
 
+def test_groups_follow_what_owners_say_of_cameras_by_now(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "one", tmp_path / "one")
+    options = ["--model", "colour", "--test", str(tmp_path / "one"), "--by", "season"]
+    with pytest.raises(EvaluationError, match="no column 'season'"):
+        run("groups", tmp_path / "out", *options)
+    cameras = tmp_path / "one" / "cameras.csv"
+    for season in ("winter", "summer"):
+        head, *lines = cameras.read_text().splitlines()
+        head, lines = head.removesuffix(",season"), [re.sub(",(winter|summer)$", "", line) for line in lines]
+        cameras.write_text("\n".join([f"{head},season", *(f"{line},{season}" for line in lines)]) + "\n")
+        ((row,),) = tables(run("groups", tmp_path / "out", *options))
+        assert row["season"] == season
+
+
 def test_groups_are_those_of_any_column(tmp_path: Path) -> None:
     (rows,) = tables(run_twice("groups", tmp_path, "--model", "colour", "--test", "one", "two", "--by", "scene"))
     assert {row["test set"] for row in rows} == {"one", "two"}
@@ -256,8 +311,12 @@ def test_a_pair_of_ones_own_is_compared_by_two_models(home: Path, tmp_path: Path
     ((row,),) = tables(run_twice("blur", tmp_path, *options))
     assert row["model"] == "each trained on its own"
     assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == ["one", "soft"]
+    next((tmp_path / "soft-crops" / "bounding_box_train").iterdir()).unlink()
+    pack_folder(tmp_path / "soft-crops", tmp_path / "fewer")
+    with pytest.raises(ExperimentError, match="1 crops of train are in one of the two alone"):
+        run("blur", tmp_path / "other", "--pair", "one", str(tmp_path / "fewer"), "--retrain", *TOY)
     with pytest.raises(
-        ExperimentError, match="two': it is not .*one blurred: [0-9]+ crops of query are in one of the two"
+        ExperimentError, match=r"two': it is not .*one blurred: [0-9]+ crops of query\+gallery are in one of the two"
     ):
         run("blur", tmp_path / "other", "--pair", "one", "two", "--retrain", *TOY)
     assert not (tmp_path / "other").exists()
@@ -277,7 +336,7 @@ def test_tsne_draws_the_sets_and_measures_their_gap(tmp_path: Path) -> None:
     }
 
 
-def test_wrong_usage_is_told(home: Path, tmp_path: Path) -> None:
+def test_wrong_usage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(*arguments: str) -> str:
         done = CliRunner().invoke(app, ["experiment", *arguments, "--out", str(tmp_path / "out")])
         assert done.exit_code == 2
@@ -287,11 +346,18 @@ def test_wrong_usage_is_told(home: Path, tmp_path: Path) -> None:
     assert "NAME=VALUE" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p")
     assert "is none of" in told("cross-domain", "--train", "one", "--test", "one", "--set", "datasets=1")
     assert "p 'abc' is not of type int" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p=abc")
+    assert "twice" in told("cross-domain", "--train", "one", "--test", "one", "--set", "p=4", "p=2")
+    assert "of its own, --seed" in told("cross-domain", "--train", "one", "--test", "one", "--set", "seed=2")
+    assert "there is none" in told("cross-domain", "--model", "colour", "--test", "one", "--set", "p=2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "an experiment is one process" in told("cross-domain", "--model", "colour", "--test", "one")
+    monkeypatch.delenv("WORLD_SIZE")
     joined = ["--train", "one", "two", "--joined", "--test", "one"]
     assert "needs one data set" in told("cross-domain", *joined, "--set", "side=camera")
     assert "people_share" in told("size", "--train", "one", "--test", "one", "--set", "stream=true", *TOY[2:6])
     assert "--pair" in told("blur", "--model", "colour")
     assert "--retrain" in told("blur", "--test", "one", "--retrain")
+    assert "takes two data sets" in told("blur", "--pair", "one", "./one", "--model", "colour")
     assert not (tmp_path / "out").exists()
 
 
@@ -310,8 +376,14 @@ def test_data_sets_elsewhere_give_the_same_table(home: Path, tmp_path: Path, mon
 
 
 def test_what_cannot_be_scored_is_refused_before_anything_is_trained(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="no column 'saeson'"):
-        run("groups", tmp_path / "groups", "--train", "one", "--test", "one", "two", "--by", "saeson", *TOY)
+    for column in ("saeson", "camera_pair"):
+        with pytest.raises(EvaluationError, match=f"no column '{column}'"):
+            run("groups", tmp_path / "groups", "--train", "one", "--test", "one", "two", "--by", column, *TOY)
+    with pytest.raises(ModelError, match="no such model"):
+        run("cross-domain", tmp_path / "models", "--train", "one", "--model", "nosuch", "--test", "one", *TOY)
+    with pytest.raises(ExperimentError, match="'one' cannot be trained: 12 identities"):
+        run("cross-domain", tmp_path / "later", "--train", "one", "--test", "one", *TOY[:-2], "p=99", "k=2")
+    run("cross-domain", tmp_path / "later", "--train", "one", "--test", "one", *TOY)
     nowhere = tmp_path / "nowhere"
     (home / "one-crops" / "cameras.csv").rename(tmp_path / "cameras.csv")
     try:
@@ -327,7 +399,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(home: Path,
         run("intra-camera", tmp_path / "inside", "--train", "one", "--camera", camera, *TOY[:-2], "p=12", "k=2")
     with pytest.raises(ExperimentError, match="no camera has seen 13 people"):
         run("intra-camera", tmp_path / "none", "--train", "one", *TOY[:-2], "p=13", "k=2")
-    assert not list(tmp_path.glob("*/runs"))
+    assert [path.parent.name for path in tmp_path.glob("*/runs")] == ["later"]
 
 
 def test_other_weights_of_the_same_name_are_another_experiment(crossed: Path, tmp_path: Path) -> None:
@@ -336,7 +408,7 @@ def test_other_weights_of_the_same_name_are_another_experiment(crossed: Path, tm
     run("cross-domain", tmp_path / "out", *options)
     shutil.rmtree(tmp_path / "start")
     shutil.copytree(crossed / "runs" / "two" / "model", tmp_path / "start")
-    with pytest.raises(ExperimentError, match="weights .* there, .* now"):
+    with pytest.raises(ExperimentError, match="weights of .*start .* there, .* now"):
         run("cross-domain", tmp_path / "out", *options)
 
 
@@ -399,9 +471,10 @@ def test_inside_one_camera_three_models_meet_the_same_queries_twice_alike(home: 
     options = ["--train", "one", "--camera", camera, "--tune-steps", "1", "--tune-rate", "0.001", *TOY]
     ((row,),) = tables(run_twice("intra-camera", tmp_path, *options))
     assert row["camera"] == camera
-    names = ("mAP across", "mAP fine-tuned", "mAP inside alone")
+    names = ("mAP across", "mAP gone on across", "mAP fine-tuned", "mAP inside alone")
     assert all(0 <= row[name][0] <= 1 for name in names)
-    assert row["fine-tuned less across"][0] == pytest.approx(row["mAP fine-tuned"][0] - row["mAP across"][0])
+    gap = row["mAP fine-tuned"][0] - row["mAP gone on across"][0]
+    assert row["fine-tuned less gone on across"][0] == pytest.approx(gap)
     stated = json.loads((tmp_path / "out/runs" / f"fine-tuned-inside-camera-{camera}" / "config.json").read_text())
     assert stated["settings"]["only_cameras"] == [int(camera)]
     assert stated["settings"]["steps"] == 1

@@ -136,6 +136,31 @@ def test_weights_of_a_folder_load_by_name(tmp_path):
     assert normalisation(config, find_weights("tiny")) == ((0.5,) * 3, (0.5,) * 3)
 
 
+def test_one_number_means_all_channels(tmp_path):
+    folder = save_vit(tmp_path / "vit")
+    for stated in ({"image_mean": 0, "image_std": 0.25}, {"image_mean": [0], "image_std": [0.25]}):
+        (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+        assert normalisation(TrainConfig(datasets=("d",)), find_weights(str(folder))) == ((0,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image_mean": [0.5', "is no JSON"),
+        ("[1, 2]", "holds no settings"),
+        ('{"image_mean": [0.5, 0.5]}', r"has image_mean \[0\.5, 0\.5\]; expected one number or three\. Mend it"),
+        ('{"image_mean": "grey"}', "has image_mean 'grey'"),
+        ('{"image_mean": [0.5, NaN, 0.5]}', "has image_mean"),
+        ('{"image_std": [0.5, 0, 0.5]}', "has image_std .* expected one number or three, above 0"),
+    ],
+)
+def test_a_processor_that_makes_no_sense_is_named(tmp_path, text, message):
+    folder = save_vit(tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text(text)
+    with pytest.raises(ModelError, match=f"its preprocessor_config.json {message}"):
+        normalisation(TrainConfig(datasets=("d",)), find_weights(str(folder)))
+
+
 def test_random_weights_are_said_aloud_and_follow_from_the_generator(tmp_path):
     folder = save_vit(tmp_path / "vit")
     (folder / "model.safetensors").unlink()
@@ -266,6 +291,18 @@ def test_a_folder_gives_the_network_back(tmp_path, changes):
     assert ("'yours'" in model.caution("yours")) == bool(told)
     assert model.caution("mine") == ""
     assert open_trained(tmp_path, "cpu").name == model.name
+
+
+@pytest.mark.parametrize("damage", [None, b"{", b"[]", b'{"size": [64, 32]}'])
+def test_a_network_that_lacks_what_it_is_made_of_is_refused(tmp_path, damage):
+    network = tiny()
+    save_trained(network, tmp_path, network.state_dict())
+    lost = tmp_path / ("model.safetensors" if damage is None else "trained.json")
+    lost.unlink() if damage is None else lost.write_bytes(damage)
+    with pytest.raises(ModelError, match=r"it has no model\.safetensors|it is no network that was trained here"):
+        normalisation(TrainConfig(datasets=("d",)), find_weights(str(tmp_path)))
+    with pytest.raises(ModelError, match="it is no network that was trained here"):
+        open_trained(tmp_path, "cpu")
 
 
 def test_a_folder_that_no_training_wrote_is_refused(tmp_path):

@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 
 import entire_id
-from entire_id.errors import MissingExtraError, ModelError, OutputExistsError, SelectionError, TrainingError
+from entire_id.errors import (
+    MissingExtraError,
+    ModelError,
+    OutputExistsError,
+    SamplingError,
+    SelectionError,
+    SplitNotFoundError,
+    TrainingError,
+)
 
 from builders import CAMERAS, ended_well, pack_folder, tree, write_crops
 
@@ -28,9 +36,9 @@ for package in ("transformers", "accelerate", "tensorboard"):
 from safetensors.torch import load_file  # noqa: E402 needs torch
 
 from entire_id.experiments.config import TrainConfig, learning_rate  # noqa: E402
-from entire_id.experiments.network import open_trained  # noqa: E402
-from entire_id.experiments.subsets import training_crops  # noqa: E402
-from entire_id.experiments.training import train  # noqa: E402
+from entire_id.experiments.network import find_weights, open_trained  # noqa: E402
+from entire_id.experiments.subsets import nested_share, training_crops  # noqa: E402
+from entire_id.experiments.training import check_training, train  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
 
@@ -179,12 +187,35 @@ def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_complete_run_is_left_alone(whole: Path) -> None:
-    before = (tree(whole / "model"), metrics(whole))
+    before = tree(whole)
     told: list[str] = []
     report = train(SMALL, whole, tell=told.append)
-    assert (tree(whole / "model"), metrics(whole)) == before
-    assert (report.num_resumed, report.metrics) == (STEPS, {})
+    assert tree(whole) == before
+    assert (report.num_resumed, report.num_people, report.metrics) == (STEPS, 6, {})
     assert told[1].endswith(f"is complete: all of {STEPS} steps")
+
+
+def test_a_complete_run_reads_no_crops(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "set", tmp_path / "mine")
+    config = dataclasses.replace(SMALL, datasets=(str(tmp_path / "mine"),), steps=1)
+    first = train(config, tmp_path / "run")
+    for folder in ("meta", "data"):
+        shutil.rmtree(tmp_path / "mine" / folder)
+    again = train(config, tmp_path / "run")
+    assert (again.model, again.num_people, again.num_resumed) == (first.model, first.num_people, 1)
+
+
+@pytest.mark.parametrize("lost", ["", "labels.json", "trained.json", "model.safetensors"])
+def test_a_network_that_was_removed_is_written_again(whole: Path, tmp_path: Path, lost: str) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    before = tree(tmp_path / "run")
+    path = tmp_path / "run" / "model" / lost
+    path.unlink() if lost else shutil.rmtree(path)
+    told: list[str] = []
+    report = train(SMALL, tmp_path / "run", tell=told.append)
+    assert tree(tmp_path / "run") == before
+    assert (report.num_resumed, report.num_people, report.metrics) == (STEPS, 6, {})
+    assert told[1].endswith("is complete: all of 13 steps; its network is written again")
 
 
 def test_a_run_of_other_settings_is_refused_by_name(whole: Path) -> None:
@@ -208,6 +239,82 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="not that of a training"):
         train(SMALL, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "config.json"}
+
+
+@pytest.mark.parametrize("place", ["file/run", "file", "link", "link/run"])
+def test_what_cannot_be_a_folder_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(OutputExistsError, match=r"/(file|link)' is no folder\. Name a new folder"):
+        train(SMALL, tmp_path / place)
+
+
+UNFIT: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"datasets": ("nowhere",)}, FileNotFoundError, "nowhere"),
+    ({"split": "val"}, SplitNotFoundError, "val"),
+    ({"p": 7}, SamplingError, "6 identities .* cannot fill a batch of p 7"),
+    ({"p": 7, "stream": True}, SamplingError, "6 identities .* cannot fill a batch of p 7"),
+    ({"p": 7, "people_share": 0.5, "only_cameras": (21,)}, SamplingError, "3 identities"),
+    ({"only_cameras": (5,)}, SelectionError, "no camera 5"),
+    ({"only_cameras": (0,), "only_continents": ("europe",)}, SelectionError, "none of 48 crops is left"),
+    ({"model": "vit-xl"}, ModelError, "no such model"),
+    ({"model": "broken"}, ModelError, "has image_std"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), UNFIT)
+def test_what_cannot_be_trained_is_refused_and_leaves_nothing(
+    changes: dict[str, Any], error: type[Exception], message: str, home: Path, tmp_path: Path
+) -> None:
+    (home / "broken").mkdir(exist_ok=True)
+    (home / "broken" / "config.json").write_text("{}")
+    (home / "broken" / "preprocessor_config.json").write_text('{"image_std": 0}')
+    config = dataclasses.replace(SMALL, **changes)
+    with pytest.raises(error, match=message) as refused:
+        train(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(error) as foreseen:
+        check_training(config, network=False)
+    assert str(foreseen.value) == str(refused.value)
+
+
+def test_a_network_that_cannot_be_made_is_foreseen(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, stride=17)
+    check_training(config, network=False)
+    with pytest.raises(ModelError, match="leave parts of crops") as foreseen:
+        check_training(config)
+    with pytest.raises(ModelError) as refused:
+        train(config, tmp_path / "run")
+    assert str(foreseen.value) == str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stream": True},
+        {"side": "camera", "only_continents": ("asia",)},
+        {"side": "continent", "people_share": 0.5},
+        {"datasets": ("set", "other"), "p": 12},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_what_can_be_trained_passes_and_nothing_is_written(changes: dict[str, Any], home: Path) -> None:
+    before, state = sorted(home.rglob("*")), torch.random.get_rng_state()
+    check_training(dataclasses.replace(SMALL, **changes))
+    assert sorted(home.rglob("*")) == before
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_many_trainings_on_one_data_set_are_checked_by_its_manifest(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "other", tmp_path / "mine")
+    config = dataclasses.replace(SMALL, datasets=(str(tmp_path / "mine"),))
+    check_training(config, network=False)
+    shutil.rmtree(tmp_path / "mine" / "meta")
+    check_training(dataclasses.replace(config, only_cameras=(21,), people_share=0.5), network=False)
+    with pytest.raises(SamplingError):
+        check_training(dataclasses.replace(config, only_cameras=(21,), people_share=0.5, p=4), network=False)
 
 
 def test_two_runs_do_not_share_a_folder(killed: Path, tmp_path: Path) -> None:
@@ -328,6 +435,14 @@ def test_the_command_line_embeds_with_what_was_trained(whole: Path, tmp_path: Pa
     assert (done.returncode, "takes --device alone, not size" in done.stderr) == (2, True)
 
 
+def test_the_folder_of_a_training_is_told_from_its_network(whole: Path, killed: Path) -> None:
+    for opens in (entire_id.open_model, find_weights, open_trained):
+        with pytest.raises(ModelError, match=r"the folder of a training; the network is '.*/run/model'"):
+            opens(str(whole))
+        with pytest.raises(ModelError, match=r"will be '.*/run/model', once all steps are done"):
+            opens(str(killed))
+
+
 @pytest.mark.parametrize("side", ["camera", "continent"])
 def test_side_information_reaches_the_features(side: str, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, side=side, steps=2, side_scale=30.0)
@@ -360,6 +475,26 @@ def test_several_data_sets_are_joined_and_weights_kept_on_the_way(tmp_path: Path
     assert len(labels) == 12
 
 
+def test_labels_of_joined_sets_say_the_same_wherever_these_lie(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "other", tmp_path / "elsewhere")
+    labels = []
+    for number, other in enumerate(("other", str(tmp_path / "elsewhere"))):
+        config = dataclasses.replace(SMALL, datasets=("set", other), steps=1, ema_decay=0.0)
+        labels.append((train(config, tmp_path / f"run-{number}").model / "labels.json").read_text())
+    assert labels[0] == labels[1]
+    assert json.loads(labels[0])["numbering"] == "entire-id: (train) + 0, entire-id-2: (train) + 1000000"
+
+
+def test_a_set_and_its_copy_are_not_joined(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "set", tmp_path / "copy")
+    for datasets in (("set", "./set"), ("set", "other", str(tmp_path / "copy"))):
+        config = dataclasses.replace(SMALL, datasets=datasets)
+        for check in (lambda config: train(config, tmp_path / "run"), check_training):
+            with pytest.raises(SelectionError, match=r"the same content as 'set', .* name one of the two"):
+                check(config)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_train_and_val_are_trained_on_together(msmt: Path, stream: bool, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, datasets=(str(msmt),), split="train+val", stream=stream, steps=1)
@@ -370,6 +505,15 @@ def test_train_and_val_are_trained_on_together(msmt: Path, stream: bool, tmp_pat
         assert training_crops(dataclasses.replace(config, people_share=0.3), str(msmt))["crops"] == 4 + 2
     with pytest.raises(SelectionError, match=r"Open train and query by themselves, then entire_id\.join"):
         train(dataclasses.replace(config, split="train+query"), tmp_path / "none")
+
+
+def test_a_set_without_val_gives_its_train_part_and_that_is_told(msmt: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, datasets=("set", str(msmt)), split="train+val", steps=1)
+    told: list[str] = []
+    assert train(config, tmp_path / "run", tell=told.append).num_people == 6 + 3
+    assert [text for text in told if " val " in text] == ["set has no val part: it is trained on train"]
+    with pytest.raises(SplitNotFoundError, match="val"):
+        train(dataclasses.replace(config, datasets=("set",), split="val"), tmp_path / "none")
 
 
 def test_weights_of_another_model_are_a_start(whole: Path, tmp_path: Path) -> None:
@@ -438,6 +582,7 @@ def test_a_process_trains_in_one_precision(whole: Path, tmp_path: Path) -> None:
         ({"side": "night"}, "side 'night' is not one of none, camera, continent"),
         ({"precision": "int8"}, "precision 'int8'"),
         ({"learning_rate": 0.0}, "not above 0"),
+        ({"std": (0.0, 0.5, 0.5)}, r"std \(0\.0, 0\.5, 0\.5\) is not above 0"),
         ({"stream": True, "datasets": ("a", "b")}, "stream reads one data set"),
         ({"side": "camera", "datasets": ("a", "b")}, "needs one data set"),
         ({"side": "continent", "stream": True}, "which a stream does not"),
@@ -446,6 +591,13 @@ def test_a_process_trains_in_one_precision(whole: Path, tmp_path: Path) -> None:
 def test_settings_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("share", "num_values", "expected"), [(0.07, 100, 7), (0.28, 25, 7), (0.281, 25, 8), (1e-5, 9, 1), (1, 9, 9)]
+)
+def test_a_share_is_the_one_that_is_written(share: float, num_values: int, expected: int) -> None:
+    assert len(nested_share(range(num_values), share, seed=0)) == expected
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
