@@ -129,9 +129,9 @@ def test_ctrl_c_promises_nothing_where_nothing_is_kept(packed: Path, monkeypatch
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("entire_id.shards.manifest.read_manifest", stop)
+    monkeypatch.setattr("entire_id.show.draw_people", stop)
     monkeypatch.setattr("entire_id.hub.versions.verify_revision", stop)
-    for arguments in (["info", str(packed)], ["verify", "owner/entire-id@v1.0.0"]):
+    for arguments in (["show", str(packed), "people.png"], ["verify", "owner/entire-id@v1.0.0"]):
         done = CliRunner().invoke(app, arguments)
         assert (done.exit_code, done.stderr) == (130, "stopped\n")
 
