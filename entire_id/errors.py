@@ -32,6 +32,7 @@
     ├── ConfigNotFoundError (KeyError)        no such config
     ├── SplitNotFoundError (KeyError)         no such split, e.g. the unreleased train part
     ├── ModelError (ValueError)               a model cannot be opened, or gives no features
+    │   └── ModelCodeError (RuntimeError)     the user's own code raises an error
     ├── FeaturesError (ValueError)            features do not belong to the data set
     ├── EvaluationError (ValueError)          arrays that cannot be scored
     ├── SamplingError (ValueError)            batches that cannot be drawn as asked
@@ -70,6 +71,7 @@ __all__ = [
     "LayoutNotFoundError",
     "ManifestError",
     "MissingExtraError",
+    "ModelCodeError",
     "ModelError",
     "NothingToPackError",
     "OutputExistsError",
@@ -417,6 +419,16 @@ class ModelError(EntireIdError, ValueError):
     def __init__(self, name: str, what: str) -> None:
         self.name = name
         super().__init__(f"model {name!r}: {what}")
+
+
+class ModelCodeError(ModelError, RuntimeError):
+    """The user's own code raises an error, which is the `__cause__`, as it is imported or run as a model."""
+
+    def __init__(self, name: str, doing: str, error: Exception, place: str) -> None:
+        self.error = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        self.place = place
+        where = f" ({place})" if place else ""
+        super().__init__(name, f"{doing} raised {self.error}{where}")
 
 
 class FeaturesError(EntireIdError, ValueError):

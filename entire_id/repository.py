@@ -39,11 +39,13 @@ def repository_at(where: str | Path, revision: str | None = None) -> Repository 
 
     Args:
         where: `owner/name` or `hf://datasets/owner/name`, either with `@revision` behind it. A `Path` is always a
-            folder, and a folder wins over a repository of that name.
+            folder, and a folder wins over a repository of that name. Where `owner` is a folder of the working
+            directory, `owner/name` is taken for a mistyped folder, and the Hub is not asked: `hf://datasets/owner/name`
+            and what states a revision still mean the repository.
         revision: said apart from the name.
 
     Raises:
-        DatasetNotFoundError: neither a folder nor the name of a repository.
+        DatasetNotFoundError: neither a folder nor the name of a repository, or a folder that is not there.
         ValueError: name and `revision` say different ones.
 
     >>> repository_at("hf://datasets/owner/entire-id@v1.0.0")
@@ -57,7 +59,12 @@ def repository_at(where: str | Path, revision: str | None = None) -> Repository 
         raise DatasetNotFoundError(where, _NEITHER)
     if at and revision not in (None, stated):
         raise ValueError(f"{text!r} names revision {stated!r}, and {revision!r} was asked for")
-    return Repository(name, stated if at else revision)
+    found = Repository(name, stated if at else revision)
+    owner = name.partition("/")[0]
+    if found.revision is None and not text.startswith(HUB) and Path(owner).is_dir():
+        here = f"there is no such folder in {owner!r}"
+        raise DatasetNotFoundError(where, here, f"If you mean the repository on the Hub: {HUB}{name}")
+    return found
 
 
 def without_signatures(text: str) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from entire_id.cli.main import app
 from entire_id.evaluation.features import score_blocks
 from entire_id.evaluation.labels import Labels
 from entire_id.evaluation.ranking import evaluate_blocks
@@ -20,6 +22,7 @@ from entire_id.evaluation.reranking import RerankConfig, expand_queries, rerank
 from entire_id.loading.embed import embed, read_features
 
 from builders import crop_names, write_crops
+from cousins import draw_crops, small_tree, write_tree
 
 
 def entire_id(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -80,6 +83,57 @@ def test_json_is_all_that_stdout_holds(packed: Path, tmp_path: Path) -> None:
         assert json.loads(done.stdout)
     scores = json.loads(done.stdout)
     assert 0 <= scores["mAP"] <= scores["rank10"] <= 1
+
+
+def test_pack_says_which_lists_are_not_there_and_what_cannot_be_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*arguments: str) -> str:
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+        return done.stderr
+
+    monkeypatch.chdir(tmp_path)
+    msmt = write_tree(tmp_path / "msmt", draw_crops(small_tree("msmt17-v2")))
+    for name in ("list_val.txt", "list_gallery.txt"):
+        (msmt / name).unlink()
+    said = told("pack", "msmt", "part", "--layout", "msmt17-v2")
+    assert "msmt17-v2: not all of its lists are there, list_val.txt, list_gallery.txt missing: crops" in said
+    assert "part has no gallery: it cannot be scored" in said
+    said = told("verify", "part")
+    assert "part has no gallery: it cannot be scored" in said
+    assert "next:" not in said
+
+    write_tree(tmp_path / "duke", draw_crops(small_tree("dukemtmc-reid")))
+    said = told("pack", "duke", "occluded", "--layout", "occluded-duke")
+    assert "occluded-duke: none of its lists is there (train.list, query.list, gallery.list): crops are" in said
+    assert "cannot be scored" not in said
+
+
+def test_warnings_are_one_line_and_ctrl_c_says_what_is_left(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "stopping.py").write_text(
+        "import os, signal, warnings\n"
+        "import numpy as np\n"
+        "def describe(images):\n"
+        "    if len(images) > 1:\n"
+        "        warnings.warn('dark\\ncrops')\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return np.ones((len(images), 3))\n"
+    )
+    done = entire_id("embed", packed, "--model", "stopping:describe", folder=tmp_path)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["warning: dark crops", "stopped; the same command goes on"]
+
+
+def test_ctrl_c_promises_nothing_where_nothing_is_kept(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("entire_id.show.draw_people", stop)
+    monkeypatch.setattr("entire_id.hub.versions.verify_revision", stop)
+    for arguments in (["show", str(packed), "people.png"], ["verify", "owner/entire-id@v1.0.0"]):
+        done = CliRunner().invoke(app, arguments)
+        assert (done.exit_code, done.stderr) == (130, "stopped\n")
 
 
 def test_evaluate_shows_parts_and_what_differs(packed: Path, tmp_path: Path) -> None:

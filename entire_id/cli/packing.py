@@ -11,6 +11,7 @@ import typer
 
 from entire_id.cli.terminal import (
     EXIT_PROBLEMS,
+    EXIT_STOPPED,
     FolderArgument,
     JobsOption,
     JsonOption,
@@ -23,6 +24,7 @@ from entire_id.cli.terminal import (
     progress_bar,
     quoted,
     say,
+    tell_unscorable,
     totals,
     usage,
 )
@@ -170,6 +172,7 @@ def pack(
     if known and known.name == "entire-id" and not {"train", "val"} & report.manifest.splits.keys():
         say("there is no train part (ENTIRe-ID's was not released by the authors)")
     folder = place_of(out)
+    tell_unscorable(out, report.manifest.splits)
     if isinstance(folder, Path):
         say(f"packed into {folder}\nnext: entire-id verify {quoted(folder)}")
     else:
@@ -178,13 +181,28 @@ def pack(
 
 def _open(source: str | Path, layout: str, cameras: Path | None, lists: Path | None) -> Source:
     """Open the crops; say which layout they have where that was asked."""
+    from entire_id.sources.crops import CropSource
     from entire_id.sources.layouts import AUTO, is_table, open_source, recognise
 
     if layout == AUTO and not is_table(source):
         found = recognise(source, lists)
         layout = found.layout.name
         say(f"layout {layout}: {found.why}")
-    return open_source(source, layout, cameras, lists)
+    opened = open_source(source, layout, cameras, lists)
+    if isinstance(opened, CropSource) and opened.missing_lists:
+        _tell_missing_lists(opened)
+    return opened
+
+
+def _tell_missing_lists(source: CropSource) -> None:
+    name, missing = source.layout.name, ", ".join(source.missing_lists)
+    if source.has_lists:
+        say(f"{name}: not all of its lists are there, {missing} missing: crops that no other list names are rejected")
+    else:
+        say(
+            f"{name}: none of its lists is there ({missing}): crops are taken as the folders have them, which is right "
+            "where the lists were applied to them already; else name the folder of the lists with --lists"
+        )
 
 
 def _official_counts(report: PackReport, layout: Layout) -> tuple[Count, ...]:
@@ -258,6 +276,7 @@ def verify(
 ) -> None:
     """Check every file, row and image of a packed data set. Exit 3 if anything is wrong."""
     from entire_id.repository import repository_at
+    from entire_id.shards.manifest import read_manifest
     from entire_id.shards.repair import repair as repair_folder
     from entire_id.shards.verify import verify as verify_folder
 
@@ -287,7 +306,8 @@ def verify(
     _tell_verify(report)
     if report.problems:
         raise typer.Exit(EXIT_PROBLEMS)
-    say(f"next: entire-id embed {quoted(folder)}")
+    if not tell_unscorable(folder, read_manifest(folder).splits):
+        say(f"next: entire-id embed {quoted(folder)}")
 
 
 def _verify_revision(repository: Repository, *, deep: bool, as_json: bool) -> None:
@@ -296,8 +316,12 @@ def _verify_revision(repository: Repository, *, deep: bool, as_json: bool) -> No
     from entire_id.hub.repo import MAIN, HubRepo
     from entire_id.hub.versions import verify_revision
 
-    with progress_bar() as progress:
-        problems = verify_revision(HubRepo(repository.name), repository.revision or MAIN, progress, deep=deep)
+    try:
+        with progress_bar() as progress:
+            problems = verify_revision(HubRepo(repository.name), repository.revision or MAIN, progress, deep=deep)
+    except KeyboardInterrupt:
+        say("stopped")  # unlike that of a folder, it does not go on
+        raise typer.Exit(EXIT_STOPPED) from None
     if as_json:
         print_json({"problems": [asdict(one) for one in problems]})
     elif problems:

@@ -58,6 +58,7 @@ DatasetArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="A packed data set: a folder, owner/name@v1.0.0 on the Hub, or a URL.")
 ]
 ModelOption = Annotated[str, typer.Option(help="Model that made the features, as given to embed.")]
+_OF_INPUT = "Of the input of an ONNX model [default: ImageNet's], or of a transformer saved without its processor."
 FeaturesOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder of features. [default: DATASET.features/MODEL]")
 ]
@@ -79,8 +80,8 @@ def embed(
     ] = "",
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
-    mean: Annotated[str, typer.Option(metavar="R,G,B", help="Of an ONNX model's input. [default: ImageNet's]")] = "",
-    std: Annotated[str, typer.Option(metavar="R,G,B", help="Of an ONNX model's input. [default: ImageNet's]")] = "",
+    mean: Annotated[str, typer.Option(metavar="R,G,B", help=_OF_INPUT)] = "",
+    std: Annotated[str, typer.Option(metavar="R,G,B", help=_OF_INPUT)] = "",
     batch_rows: Annotated[int, typer.Option(min=1, help="Crops given to the model at once.")] = 64,
 ) -> None:
     """Compute a feature for every crop. The same command goes on where a killed one stopped."""

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_ERROR",
     "EXIT_PROBLEMS",
+    "EXIT_STOPPED",
     "FolderArgument",
     "JobsOption",
     "JsonOption",
@@ -35,11 +36,12 @@ __all__ = [
     "progress_bar",
     "quoted",
     "say",
+    "tell_unscorable",
     "totals",
     "usage",
 ]
 
-EXIT_ERROR, EXIT_PROBLEMS = 1, 3
+EXIT_ERROR, EXIT_PROBLEMS, EXIT_STOPPED = 1, 3, 130
 _WIDE = 10_000  # columns of a table that no terminal folds
 _PATIENCE_S = 2.0  # steps shorter than this show no progress bar
 
@@ -154,6 +156,14 @@ def progress_bar() -> Iterator[Progress]:
 def quoted(path: Path) -> str:
     """Return a path as it can be typed."""
     return quote(str(path))
+
+
+def tell_unscorable(folder: str | Path, splits: Container[str]) -> bool:
+    """Tell whether a packed data set cannot be scored, for want of query or gallery, and say so."""
+    missing = [split for split in ("query", "gallery") if split not in splits]
+    if missing:
+        say(f"{folder} has no {' and no '.join(missing)}: it cannot be scored")
+    return bool(missing)
 
 
 def totals(manifest: Manifest) -> dict[str, Any]:

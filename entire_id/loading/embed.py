@@ -20,7 +20,7 @@ import numpy.typing as npt
 from entire_id.errors import FeaturesError, ModelError, WriteFailedError
 from entire_id.loading.files import open_files, pinned
 from entire_id.loading.index import fetch_manifest
-from entire_id.loading.models import Model, open_model
+from entire_id.loading.models import Model, Run, open_model
 from entire_id.loading.reader import CropReader
 from entire_id.records import SPLITS, Camera, Progress, no_progress
 from entire_id.remote import is_url
@@ -65,7 +65,7 @@ def features_folder(where: str | Path, model: str) -> Path:
     Those of a data set elsewhere lie in the working directory. What cannot stand in the name of a folder becomes a
     hyphen.
 
-    >>> features_folder("/sets/entire-id", "owner/name").as_posix()
+    >>> features_folder(Path("/sets/entire-id"), "owner/name").as_posix()
     '/sets/entire-id.features/owner-name'
     >>> features_folder("hf://datasets/owner/entire-id@v1.0.0", "colour").relative_to(Path.cwd()).as_posix()
     'entire-id.features/colour'
@@ -79,8 +79,8 @@ def features_folder(where: str | Path, model: str) -> Path:
 
 def embed(
     folder: str | Path,
-    splits: Sequence[str],
-    model: str | Model,
+    splits: str | Sequence[str],
+    model: str | Path | Run | Model,
     out: str | Path,
     progress: Progress = no_progress,
     batch_rows: int = 64,
@@ -95,8 +95,8 @@ def embed(
 
     Args:
         folder: a packed data set: a folder, a repository or a URL; see `open_files`.
-        splits: which splits.
-        model: what `open_model` takes, or returned.
+        splits: which splits, or the only one.
+        model: what `open_model` takes, or returned; `open_trained` opens what `train` wrote.
         out: folder to make.
         progress: told how far it is.
         batch_rows: crops given to the model at once, at least 1. Another number may change the last digits.
@@ -109,13 +109,15 @@ def embed(
         ImageDecodeError: an image does not decode.
         OutputExistsError: `out` holds something else than features.
         ModelError: no such model, it gives something else than a feature a crop, or one that is not finite.
+        ModelCodeError: a function of the user's own raises an error; the work stays.
         MissingExtraError: the packages that run the model are not installed.
         WriteFailedError: the disk is full, or refuses.
     """
     out = Path(out)
     folder = pinned(folder)
     content = _content(folder)
-    opened = open_model(model) if isinstance(model, str) else model
+    opened = model if isinstance(model, Model) else open_model(model)
+    splits = [splits] if isinstance(splits, str) else splits
     facts = _facts_of(opened, content)
     with new_folder(out, _is_features, _GO_ON_AFTER) as tree:
         how = json.dumps([facts, batch_rows, opened.device], sort_keys=True)

@@ -11,9 +11,13 @@ import importlib
 import inspect
 import json
 import re
+import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -21,7 +25,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from entire_id.errors import MissingExtraError, ModelError
+from entire_id.errors import EntireIdError, MissingExtraError, ModelCodeError, ModelError
 from entire_id.images import RgbImage
 from entire_id.loading.colour import describe_colour
 from entire_id.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
@@ -52,7 +56,10 @@ Device = Literal["auto", "cpu", "cuda"]
 Floats = npt.NDArray[np.float32]
 Run = Callable[..., Any]
 
-_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+_CONFIG = "config.json"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_EXPECTED = "colour, a folder, a file .onnx, owner/name of the Hugging Face Hub, or module:function"
 _PROBE_SIZE = 64, 32  # height, width of the grey crop that tells how long features are
 
 
@@ -64,7 +71,8 @@ class ModelOptions:
         size: (height, width) in px to which crops are resized; ReID models mostly take (256, 128).
         device: see `Device`.
         revision: branch, tag or commit of a model on the Hub; its default branch by default.
-        mean: of the channels R, G, B in [0, 1], which an ONNX model's input is reduced by; ImageNet's by default.
+        mean: of the channels R, G, B in [0, 1], which the input of an ONNX model (ImageNet's by default), or of a
+            network of transformers whose processor was not saved, is reduced by.
         std: which it is then divided by.
     """
 
@@ -170,16 +178,19 @@ class Preprocessing:
         }
 
 
-def open_model(name: str, options: ModelOptions | None = None) -> Model:
+def open_model(name: str | Path | Run, options: ModelOptions | None = None) -> Model:
     """Return the model of that name, after one run on a grey crop.
 
     Args:
         name: `colour`; the path of an `.onnx` file; `module:function`, a callable that is imported here; a folder, or
-            `owner/name` on the Hugging Face Hub, that `transformers` can open.
+            `owner/name` on the Hugging Face Hub, that `transformers` can open. Or a function itself: it takes a list of
+            n (height, width, 3) uint8 arrays and returns (n, d) floats. One that does not stand at the top of a file
+            needs an attribute `version`, a string that tells it from others of its name.
         options: how to open it.
 
     Raises:
         ModelError: there is no such model, it cannot be opened or run, or it cannot heed an option.
+        ModelCodeError: a function, or its module, raises an error.
         MissingExtraError: the packages that run it are not installed.
 
     Example:
@@ -187,11 +198,21 @@ def open_model(name: str, options: ModelOptions | None = None) -> Model:
         864
     """
     options = options or ModelOptions()
-    kind, takes = _kind(name)
-    if refused := options.given() - takes:
+    takes: set[str] = set()
+    if isinstance(name, str | Path):
+        said = str(name)
+        kind, takes = _kind(said)
+    else:
+        said = _name_of(name)
+        kind = partial(_wrap_function, name)
+    _check_heeded(said, options.given() - takes, takes)
+    return kind(said, options)
+
+
+def _check_heeded(name: str, refused: set[str], takes: set[str]) -> None:
+    if refused:
         known = f"it takes {', '.join(sorted(takes))}" if takes else "it takes none"
         raise ModelError(name, f"it cannot heed the option {', '.join(sorted(refused))}; {known}")
-    return kind(name, options)
 
 
 def is_trained(name: str) -> bool:
@@ -207,7 +228,7 @@ def check_no_run(name: str) -> None:
     """
     folder = Path(name).expanduser()
     try:
-        stated = json.loads((folder / "config.json").read_bytes())
+        stated = json.loads((folder / _CONFIG).read_bytes())
     except (OSError, ValueError):
         return
     if not (isinstance(stated, dict) and stated.keys() >= {"settings", "weights", "content"}):
@@ -229,13 +250,12 @@ def _kind(name: str) -> tuple[Callable[[str, ModelOptions], Model], set[str]]:
         if is_trained(name):
             raise ModelError(name, "entire-id train wrote it; entire_id.open_trained(folder) opens it")
         check_no_run(name)
-        return _open_transformer, {"size", "device"}
+        return _open_transformer, {"size", "device", "mean", "std"}
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return _open_function, set()
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _open_transformer, {"size", "device", "revision"}
-    expected = "colour, a folder, a file .onnx, owner/name of the Hugging Face Hub, or module:function"
-    raise ModelError(name, f"no such model; expected {expected}")
+        return _open_transformer, {"size", "device", "mean", "std", "revision"}
+    raise ModelError(name, f"no such model; expected {_EXPECTED}")
 
 
 def probed(
@@ -266,9 +286,12 @@ def _array(name: str, result: Any) -> npt.NDArray[Any]:  # noqa: ANN401 whatever
             result = result.detach().cpu()
             if result.dtype.is_floating_point:
                 result = result.float()  # numpy has no bfloat16
-        return np.asarray(result)
-    except (TypeError, ValueError, RuntimeError) as error:
+        values = np.asarray(result)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(name, f"it gave a {type(result).__name__} that is no array ({first_line(error)})") from error
+    if values.dtype.kind == "O":
+        raise ModelError(name, f"it gave a {type(result).__name__} that is no array; expected (n, d) floats")
+    return values
 
 
 def digest_files(paths: Iterable[Path]) -> str:
@@ -295,18 +318,82 @@ def _open_colour(name: str, options: ModelOptions) -> Model:  # noqa: ARG001 it 
 def _open_function(name: str, options: ModelOptions) -> Model:  # noqa: ARG001 it takes none
     """Import `module:function`: this runs the user's own code, as the name asks for."""
     module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ModelError(name, f"module {module_name!r} cannot be imported ({first_line(error)})") from error
+    with _own_code(name, "importing it"):
+        try:
+            module = importlib.import_module(module_name)
+        except MissingExtraError:
+            raise
+        except ImportError as error:
+            raise ModelError(name, f"module {module_name!r} cannot be imported ({first_line(error)})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ModelError(name, f"module {module_name!r} has no function {function_name!r}")
+    return _of_function(name, function, module)
+
+
+def _name_of(function: object) -> str:
+    """Return `module:function` of a callable.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if not callable(function):
+        what = f"expected {_EXPECTED}, or a function that takes a list of (height, width, 3) uint8 arrays"
+        raise ModelError(repr(function)[:80], f"a {type(function).__name__} is no model; {what}")
+    kind = type(function)
+    module = getattr(function, "__module__", None) or kind.__module__
+    return f"{module}:{getattr(function, '__qualname__', kind.__qualname__)}"
+
+
+def _wrap_function(function: Run, name: str, options: ModelOptions) -> Model:  # noqa: ARG001 it takes none
+    """Return the model of a function that is handed in; what it is called must tell it from others."""
+    module_name, _, function_name = name.partition(":")
+    module = sys.modules.get(module_name)
+    stands_in_a_file = getattr(module, function_name, None) is function and getattr(module, "__file__", None)
+    if not stands_in_a_file and not getattr(function, "version", ""):
+        raise ModelError(
+            name,
+            "expected a function at the top of a file, which takes a list of (height, width, 3) uint8 arrays; any "
+            "other, such as that of a notebook, needs an attribute that tells it from others: "
+            'function.version = "epoch 30"',
+        )
+    return _of_function(name, function, module)
+
+
+def _of_function(name: str, function: Run, module: ModuleType | None) -> Model:
+    def run(images: Sequence[RgbImage]) -> object:
+        with _own_code(name, f"called with a list of {len(images)} (height, width, 3) uint8 arrays, it"):
+            return function(images)
+
     source = getattr(module, "__file__", None)
     digest = digest_files([Path(source)]) if source else ""
     facts = {"output": name, "version": str(getattr(function, "version", ""))}
-    model = probed(name, function, facts)
-    return Model(f"{name}@sha256:{digest}", model.dim, facts, function)
+    model = probed(name, run, facts)
+    return Model(f"{name}@sha256:{digest}", model.dim, facts, run)
+
+
+@contextmanager
+def _own_code(name: str, doing: str) -> Iterator[None]:
+    """Turn what the user's own code raises into an error that says so.
+
+    Raises:
+        ModelCodeError: it raised anything but an error of this package, or for want of memory.
+    """
+    try:
+        yield
+    except (EntireIdError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelCodeError(name, doing, error, _own_place(error)) from error
+
+
+def _own_place(error: Exception) -> str:
+    """Return file and line of the user's own code where an error was raised; "" if there is no such place."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [place for place in places if not place[0].startswith(("<frozen", __file__, *_INSTALLED))]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
 
 
 # --- ONNX -------------------------------------------------------------------------------------------------------------
@@ -422,10 +509,12 @@ def _open_transformer(name: str, options: ModelOptions) -> Model:
         raise ModelError(name, "device 'cuda' cannot be used: torch sees no GPU here")
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     folder = transformer_folder(name, options.revision)
+    preprocessing = _stated_preprocessing(name, folder, options)
     identity = transformer_identity(name, folder)
-    processor, network, lacks_pooler = _load(transformers, torch, name, folder)
+    processor, network, lacks_pooler = _load(transformers, torch, name, folder, has_processor=preprocessing is None)
     network.to(device).eval()
-    preprocessing = None if options.size is None else _like_processor(processor, options.size)
+    if preprocessing is None and options.size is not None:
+        preprocessing = _like_processor(processor, options.size)
     arguments = {"interpolate_pos_encoding": True} if _needs_interpolation(network, options.size) else {}
     transformer = _Transformer(name, torch, network, processor, preprocessing, arguments, lacks_pooler, device)
     facts = preprocessing.facts() if preprocessing else json.loads(processor.to_json_string())
@@ -440,7 +529,7 @@ def transformer_folder(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", *_CONFIGS]
+    patterns = ["*.safetensors", "*.safetensors.index.json", _CONFIG, *_PROCESSORS]
     try:
         found = snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
     except HFValidationError as error:
@@ -457,17 +546,36 @@ def transformer_identity(name: str, folder: Path) -> str:
     """Return what a model in a folder is, the same wherever it lies; of one that is not the Hub's, all is read."""
     if not Path(name).expanduser().is_dir():
         return f"{name}@{folder.name}"  # the folder of a snapshot has the name of its commit
-    files = [*folder.glob("*.safetensors"), *(path for config in _CONFIGS if (path := folder / config).is_file())]
+    configs = (folder / config for config in (_CONFIG, *_PROCESSORS))
+    files = [*folder.glob("*.safetensors"), *(path for path in configs if path.is_file())]
     return f"{folder.name}@sha256:{digest_files(files)}"
 
 
-def _load(transformers: ModuleType, torch: ModuleType, name: str, folder: Path) -> tuple[Any, Any, bool]:
+def _stated_preprocessing(name: str, folder: Path, options: ModelOptions) -> Preprocessing | None:
+    """Return what the options say of a network whose processor was not saved with it; None where there is one.
+
+    Raises:
+        ModelError: they do not say all of it, or say what a processor says.
+    """
+    if not (folder / _CONFIG).is_file() or any((folder / config).is_file() for config in _PROCESSORS):
+        _check_heeded(name, options.given() & {"mean", "std"}, {"size", "device"})
+        return None
+    if options.size is None or options.mean is None or options.std is None:
+        what = f"there is no {_PROCESSORS[0]}, which says what is done to crops: save the processor beside the network"
+        raise ModelError(name, f"{what}, or give --size, --mean and --std")
+    return Preprocessing(options.size, options.mean, options.std)
+
+
+def _load(
+    transformers: ModuleType, torch: ModuleType, name: str, folder: Path, *, has_processor: bool
+) -> tuple[Any, Any, bool]:
     """Return processor, network, and whether the weights lack those of the pooled output."""
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet(transformers):
             # Pillow's, for those of torchvision give other pixels, and what is installed must not change features.
-            processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **safe)
+            processors = transformers.AutoImageProcessor
+            processor = processors.from_pretrained(folder, backend="pil", **safe) if has_processor else None
             network, loaded = transformers.AutoModel.from_pretrained(
                 folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **safe
             )
@@ -523,7 +631,7 @@ class _Transformer:
         name: for messages.
         torch: the package.
         network: in evaluation mode, on its device.
-        processor: the model's own preprocessing.
+        processor: the model's own preprocessing; None if it was not saved.
         preprocessing: what replaces it, if anything does.
         arguments: which the network is called with, besides the pixels.
         lacks_pooler: the pooled output has no weights.

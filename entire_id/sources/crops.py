@@ -35,6 +35,7 @@ __all__ = [
     "NameParts",
     "build_sample",
     "find_base",
+    "find_bases",
     "is_image_suffix",
     "open_place",
     "variant_of",
@@ -153,6 +154,18 @@ class CropSource:
     def left_out(self) -> tuple[str, ...]:
         """What the last `samples` met of the layout's `others`, and of a sister set."""
         return tuple(sorted(self._left_out))
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether lists say which crops belong to which split."""
+        return self._lists is not None
+
+    @property
+    def missing_lists(self) -> tuple[str, ...]:
+        """The layout's lists that are not there; without `has_lists` crops are taken as the folders have them."""
+        lists = self.layout.lists
+        there = self._lists.there(lists) if lists and self._lists else ()
+        return tuple(name for name in lists.files if name not in there) if lists else ()
 
     def _find_lists(self, path: Path | None) -> ListPlace | None:
         lists = self.layout.lists
@@ -309,12 +322,25 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def find_base(files: Files, layout: Layout, max_depth: int = MAX_DEPTH) -> str:
+def find_base(files: Files, layout: Layout) -> str:
     """Return the folder that holds the layout's folders: the top, or the only one that does at the least depth.
 
     Raises:
         LayoutNotFoundError: none does.
         SourceError: several do, or only that of the sister set.
+    """
+    bases = find_bases(files, layout)
+    if len(bases) > 1:
+        raise SourceError(files.name, f"holds several data sets ({', '.join(bases)}); give one of these folders")
+    return bases[0]
+
+
+def find_bases(files: Files, layout: Layout, max_depth: int = MAX_DEPTH) -> list[str]:
+    """Return the folders that hold the layout's folders, all at the least depth at which one does.
+
+    Raises:
+        LayoutNotFoundError: none does.
+        SourceError: only that of the sister set does.
     """
     tops = {folder.partition("/")[0] for folder in layout.folders}
     if _is_packed(files):  # it has folders called query, too
@@ -324,10 +350,8 @@ def find_base(files: Files, layout: Layout, max_depth: int = MAX_DEPTH) -> str:
         children = {folder: files.folders(folder) for folder in level}
         bases = [folder for folder, names in children.items() if not tops.isdisjoint(names)]
         bases = _of_variant(files, layout, bases)
-        if len(bases) > 1:
-            raise SourceError(files.name, f"holds several data sets ({', '.join(bases)}); give one of these folders")
         if bases:
-            return bases[0]
+            return bases
         level = [
             _join(folder, name)
             for folder, names in children.items()

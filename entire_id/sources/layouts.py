@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from entire_id.errors import LayoutNotFoundError, SourceError, SourceUnreachable
 from entire_id.records import Source, split_suffix
 from entire_id.remote import place_of
 from entire_id.sources import cuhk, duke, entire, last, market, msmt
-from entire_id.sources.crops import MAX_DEPTH, CropSource, Layout, find_base, is_image_suffix, open_place, variant_of
+from entire_id.sources.crops import MAX_DEPTH, CropSource, Layout, find_bases, is_image_suffix, open_place, variant_of
 from entire_id.sources.files import Files
 from entire_id.sources.lists import ListPlace
 from entire_id.sources.table import TABLE_SUFFIXES, TableSource
@@ -109,40 +109,70 @@ def recognise(path: str | Path, lists_path: Path | None = None) -> Recognised:
         LayoutNotFoundError: there is no folder of any.
     """
     files = open_place(place_of(path))
-    looked: dict[str, str | SourceError] = {}
-    found: dict[str, str] = {}
+    looked: dict[str, _Look] = {}
+    found: dict[str, _Look] = {}
     for depth in range(MAX_DEPTH + 1):  # a folder for each of ten thousand people is not looked into for other layouts
         looked = {layout.name: _look(files, layout, lists_path, depth) for layout in LAYOUTS.values()}
-        if found := {name: signs for name, signs in looked.items() if isinstance(signs, str) and signs}:
+        if found := {name: look for name, look in looked.items() if look.why}:
             break
     for narrow, wide in _WIDER.items():
         if narrow in found:
             found.pop(wide, None)
     if not found:
         raise _nothing(files, list(looked.values()))
+    candidates = "; ".join(f"{name} ({look.why})" for name, look in found.items())
+    bases = dict.fromkeys(base for look in found.values() for base in look.bases)
+    if len(bases) > 1:
+        what = f"holds several data sets ({', '.join(bases)}): {candidates}"
+        named = ", or name one with --layout" if len(found) > 1 else ""
+        raise SourceError(files.name, f"{what}. Give one of these folders{named}")
     if len(found) > 1:
-        candidates = "; ".join(f"{name} ({why})" for name, why in found.items())
         raise SourceError(files.name, f"may be several layouts: {candidates}. Name one with --layout")
-    (name, why), *_ = found.items()
-    return Recognised(LAYOUTS[name], why)
+    (name, look), *_ = found.items()
+    return Recognised(LAYOUTS[name], look.why)
 
 
-def _look(files: Files, layout: Layout, lists_path: Path | None, depth: int) -> str | SourceError:
-    """Return by what a layout is known, `""` where it is not, or why its folders cannot be found."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a look for one layout found.
+
+    Attributes:
+        bases: folders that hold the layout's folders.
+        why: by what the layout is known in one of them, `""` where it is not.
+        error: why its folders cannot be found, or what it lacks.
+    """
+
+    bases: Sequence[str] = ()
+    why: str = ""
+    error: SourceError | None = None
+
+
+def _look(files: Files, layout: Layout, lists_path: Path | None, depth: int) -> _Look:
+    """Return what is found of a layout."""
+    bases: list[str] = []
+    error = None
     try:
-        return _signs(files, layout, lists_path, depth)
+        bases = find_bases(files, layout, depth)
+        for base in bases:
+            if why := _signs(files, layout, lists_path, base):
+                return _Look(bases, why)
     except SourceUnreachableError:
         raise
-    except SourceError as error:
-        return error
+    except SourceError as lacking:
+        error = lacking
+    return _Look(bases, error=error)
 
 
-def _nothing(files: Files, looked: list[str | SourceError]) -> SourceError:
+def _nothing(files: Files, looked: list[_Look]) -> SourceError:
     """Return what to say where no layout is known."""
     for one in looked:
-        if isinstance(one, SourceError) and not isinstance(one, LayoutNotFoundError):
-            return one  # several sets, or the wrong one of two
-    if all(isinstance(one, LayoutNotFoundError) for one in looked):
+        if len(one.bases) > 1:
+            where = ", ".join(one.bases)
+            return SourceError(files.name, f"holds several data sets ({where}); give one of these folders")
+    for one in looked:
+        if one.error is not None and not isinstance(one.error, LayoutNotFoundError):
+            return one.error  # the wrong one of two sets, or no lists
+    if all(isinstance(one.error, LayoutNotFoundError) for one in looked):
         return LayoutNotFoundError(files.name, dict.fromkeys(_folders()), files.folders(""))
     known = ", ".join(LAYOUTS)
     return SourceError(files.name, f"folders and names are of no known layout. Name one with --layout: {known}")
@@ -153,13 +183,12 @@ def _folders() -> Iterator[str]:
         yield from layout.folders
 
 
-def _signs(files: Files, layout: Layout, lists_path: Path | None, depth: int) -> str:
-    """Return by what a layout is known here; `""` where it is not.
+def _signs(files: Files, layout: Layout, lists_path: Path | None, base: str) -> str:
+    """Return by what a layout is known in the folder `base`; `""` where it is not.
 
     Raises:
-        SourceError: its folders are not there, or several times.
+        SourceError: nothing but its lists is missing, or there is no folder of lists at `lists_path`.
     """
-    base = find_base(files, layout, depth)
     prefix = f"{base}/" if base else ""
     names = [name for folder in layout.folders for name in _images(files, f"{prefix}{folder}")]
     known = [name for name in names if layout.parse_name(split_suffix(name)[0].rpartition("/")[2])]
@@ -170,7 +199,11 @@ def _signs(files: Files, layout: Layout, lists_path: Path | None, depth: int) ->
         place = ListPlace(files, prefix) if lists_path is None else ListPlace(open_place(lists_path), "")
         if there := place.there(layout.lists):
             signs.append(f"lists {', '.join(there)}")
-        elif layout.lists.are_needed or layout.word not in (name := variant_of(files, base)):
+        elif layout.lists.are_needed:
+            lists = ", ".join(layout.lists.files)
+            what = f"folders and names fit {layout.name}, but none of its lists {lists} is there"
+            raise SourceError(files.name, f"{what}; name their folder with --lists")
+        elif layout.word not in (name := variant_of(files, base)):
             return ""
         else:
             signs.append(f"a folder called {name}")

@@ -18,6 +18,7 @@ from entire_id.errors import (
     CorruptCropError,
     FeaturesError,
     ImageDecodeError,
+    ModelCodeError,
     ModelError,
     OutputExistsError,
     SplitNotFoundError,
@@ -319,3 +320,21 @@ def test_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
     packed = pack_folder(source, tmp_path / "entire-id")
     with pytest.raises(ImageDecodeError, match="the image of 'query/00000_c021s0_760487' does not decode"):
         embed(packed, ["query"], "colour", tmp_path / "features")
+
+
+def test_work_stays_after_an_error_of_an_own_function(packed: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def describe(images: list[np.ndarray]) -> np.ndarray:
+        seen.append(len(images))
+        if len(seen) == 4:
+            raise RuntimeError("out of memory\nmore")
+        return np.stack([image.mean((0, 1)) for image in images])
+
+    describe.version = "1"
+    with pytest.raises(ModelCodeError, match=r"a list of 8 .*, it raised RuntimeError: out of memory \(.*:\d+\)$"):
+        embed(packed, SPLITS, describe, tmp_path / "features", batch_rows=8)
+    assert seen == [1, 8, 4, 8]
+    out = embed(packed, SPLITS, describe, tmp_path / "features", batch_rows=8)
+    assert seen[4:] == [1, 8, 8, 8]  # nothing of the query again
+    assert len(read_features(packed, "gallery", out).values) == 24

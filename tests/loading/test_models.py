@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from entire_id.errors import ModelError
+from entire_id.errors import ModelError, SamplingError
 from entire_id.loading.embed import embed, read_features
 from entire_id.loading.models import ModelOptions, Preprocessing, open_model
 from entire_id.loading.reader import CropReader
@@ -187,6 +189,21 @@ def test_identity_is_that_of_the_files(vit: Path, tmp_path: Path) -> None:
     assert open_model(str(copy), CPU).name != first
 
 
+def test_network_saved_without_its_processor_needs_to_be_told_what_is_done_to_crops(vit: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vit, tmp_path / "vit")
+    (folder / "preprocessor_config.json").unlink()
+    told = {"size": (32, 16), "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2)}
+    for missing in told:
+        options = ModelOptions(**{name: value for name, value in told.items() if name != missing}, device="cpu")
+        with pytest.raises(ModelError, match=r"no preprocessor_config\.json, .* or give --size, --mean and --std"):
+            open_model(folder, options)
+    model = open_model(folder, ModelOptions(**told, device="cpu"))
+    np.testing.assert_array_equal(model(CROPS), open_model(vit, SIZED)(CROPS))
+    assert model.facts["mean"] == [0.5, 0.4, 0.3]
+    with pytest.raises(ModelError, match="cannot heed the option mean, std; it takes device, size"):
+        open_model(vit, ModelOptions(**told, device="cpu"))
+
+
 # --- ONNX -------------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +295,128 @@ def test_function_that_returns_no_array_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match="model 'ragged_model:mean'.* it gave a list that is no array"):
         open_model("ragged_model:mean")
+
+
+OWN_CODE = """
+import numpy as np
+import warnings
+
+def nothing(images): return None
+def no_argument(): return np.ones((1, 3))
+def silent(images): assert False
+def own_error(images):
+    from entire_id.errors import SamplingError
+    raise SamplingError("own")
+def one_by_one(image): return helper(image)
+def helper(image):
+    height = image.shape[0]
+    return np.full((1, 3), height)
+def inside_numpy(images): return np.stack([1, 2], axis=7)
+def missing(images): import no_such_module
+def memory(images): raise MemoryError
+class Network:
+    def __call__(self, images): return images.float()
+network = Network()
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nothing", "it gave a NoneType that is no array"),
+        ("no_argument", r"raised TypeError: no_argument\(\) takes 0 positional arguments but 1 was given$"),
+        ("silent", r"raised AssertionError \(.*own_code\.py:7\)$"),
+        ("one_by_one", r"raised AttributeError: 'list' object has no attribute 'shape' \(.*own_code\.py:13\)$"),
+        ("inside_numpy", r"raised AxisError: axis 7 is out of bounds.* \(.*own_code\.py:15\)$"),
+        ("missing", "raised ModuleNotFoundError: No module named 'no_such_module'"),
+        ("network", r"'list' object has no attribute 'float' \(.*own_code\.py:19\)$"),
+    ],
+)
+def test_own_function_that_does_not_work_is_named_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, message: str
+) -> None:
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_code", raising=False)
+    with pytest.raises(ModelError, match=message) as caught:
+        open_model(f"own_code:{function}")
+    assert str(caught.value).startswith(f"model 'own_code:{function}': ")
+    if function != "nothing":
+        assert "called with a list of 1 (height, width, 3) uint8 arrays, it raised " in str(caught.value)
+        assert type(caught.value.__cause__).__name__ in str(caught.value)
+
+
+def test_errors_of_the_package_and_want_of_memory_pass_through_own_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_code", raising=False)
+    with pytest.raises(SamplingError, match=r"^own$"):
+        open_model("own_code:own_error")
+    with pytest.raises(MemoryError):
+        open_model("own_code:memory")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f(images:\n", r"importing it raised SyntaxError: .* \(.*broken_\d\.py:1\)$"),
+        ("\nweights = open('gone')\n", r"importing it raised FileNotFoundError: .*'gone' \(.*broken_\d\.py:2\)$"),
+        ("import no_such_module\n", r"cannot be imported \(No module named 'no_such_module'\)$"),
+    ],
+)
+def test_own_module_that_cannot_be_imported_is_named_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    name = f"broken_{len(source) % 10}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        open_model(f"{name}:f")
+
+
+def channel_means(images: list[np.ndarray]) -> np.ndarray:
+    return np.stack([image.mean((0, 1)) for image in images])
+
+
+def test_function_itself_is_taken_and_known_as_by_its_name(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "handed_in.py"
+    source.write_text("import numpy as np\ndef mean(images): return np.stack([i.mean((0, 1)) for i in images])\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    mean = importlib.import_module("handed_in").mean
+    model = open_model(mean)
+    assert (model.name, model.facts) == (open_model("handed_in:mean").name, open_model("handed_in:mean").facts)
+    out = embed(packed, "query", mean, tmp_path / "features")
+    with CropReader(packed, "query") as reader:
+        expected = channel_means(reader.pixels_of(range(len(reader))))
+    np.testing.assert_allclose(read_features(packed, "query", out).values, expected, rtol=1e-6)
+    with pytest.raises(ModelError, match="cannot heed the option device; it takes none"):
+        open_model(mean, CPU)
+
+
+def test_function_that_nothing_tells_from_others_needs_a_version() -> None:
+    def inner(images: list[np.ndarray]) -> np.ndarray:
+        return channel_means(images)
+
+    for function in (inner, lambda images: channel_means(images), partial(channel_means)):
+        with pytest.raises(ModelError, match=r"expected a function at the top of a file.*version = "):
+            open_model(function)
+    names = set()
+    for version in ("one", "two"):
+        inner.version = version
+        model = open_model(inner)
+        names.add((model.name, model.facts["version"]))
+    assert len(names) == 2
+    assert model.name.partition("@")[0].endswith("<locals>.inner")
+
+
+@pytest.mark.parametrize("what", [None, 7, np.zeros(3)])
+def test_what_is_neither_a_name_nor_a_function_is_refused(what: object) -> None:
+    with pytest.raises(ModelError, match="is no model; expected colour, a folder, .* or a function that takes a list"):
+        open_model(what)
 
 
 @pytest.mark.parametrize(

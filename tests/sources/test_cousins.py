@@ -466,3 +466,35 @@ def test_a_few_wrong_names_do_not_hide_a_layout_and_many_do(tmp_path):
     write_tree(root, [(f"{folder}/y{n}.jpg", b"") for n in range(60) for folder in ("query", "bounding_box_test")])
     with pytest.raises(SourceError, match="no known layout"):
         recognise(root)
+
+
+def test_sets_of_several_layouts_in_one_folder_are_told_from_one_set_of_several_layouts(tmp_path):
+    for name in ("market1501", "msmt17-v2", "dukemtmc-reid"):
+        write_tree(tmp_path / "two" / name, small_tree(name).items())
+    write_tree(tmp_path / "three/a", small_tree("msmt17-v2").items())
+    write_tree(tmp_path / "three/b", small_tree("msmt17-v2").items())
+    places = r"holds several data sets \(dukemtmc-reid, market1501, msmt17-v2\): market1501 \(names like .*"
+    with pytest.raises(SourceError, match=places + r"\)\. Give one of these folders, or name one with --layout$"):
+        recognise(tmp_path / "two")
+    with pytest.raises(SourceError, match=r"\(a, b\): msmt17-v2 \(.*\)\. Give one of these folders$"):
+        recognise(tmp_path / "three")
+
+
+def test_auto_says_of_msmt17_without_lists_what_it_lacks(tmp_path):
+    files = small_tree("msmt17-v1").items()
+    root = write_tree(tmp_path, ((name, data) for name, data in files if not name.endswith(".txt")))
+    with pytest.raises(SourceError, match=r"fit msmt17-v1, but none of its lists list_train\.txt, .* --lists"):
+        recognise(root)
+
+
+def test_a_source_names_the_lists_that_are_not_there(tmp_path):
+    root = write_small(tmp_path, "msmt17-v2")
+    assert open_source(root, "msmt17-v2").missing_lists == ()
+    for name in ("list_val.txt", "list_gallery.txt"):
+        (root / name).unlink()
+    part = open_source(root, "msmt17-v2")
+    assert (part.has_lists, part.missing_lists) == (True, ("list_val.txt", "list_gallery.txt"))
+    duke = open_source(write_small(tmp_path, "dukemtmc-reid"), "occluded-duke")
+    assert (duke.has_lists, duke.missing_lists) == (False, ("train.list", "query.list", "gallery.list"))
+    market = open_source(write_small(tmp_path, "market1501"), "market1501")
+    assert (market.has_lists, market.missing_lists) == (False, ())
