@@ -483,26 +483,25 @@ def _request(
 @contextmanager
 def _bench(request: Request, out: Path, device: Device, model_size: str = "") -> Iterator[Bench]:
     """Give a place to work at, which is claimed once all that is asked was looked at."""
-    from entire_id.errors import ExperimentError
     from entire_id.evaluation.plots import check_matplotlib
     from entire_id.experiments.bench import Bench
     from entire_id.experiments.results import begin_experiment
-    from entire_id.loading.models import ModelOptions
-    from entire_id.staging import alone
+    from entire_id.loading.models import ModelOptions, is_trained
 
     check_matplotlib()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         advice = "train with accelerate launch … -m entire_id train, then give --model RUN/model"
         raise typer.BadParameter(f"an experiment is one process; {advice}")
+    models = request.asked.get("models", [request.asked.get("model", "colour")])
+    if model_size and all(one == "colour" or ":" in one or is_trained(one) for one in models):
+        raise typer.BadParameter("--model-size is heeded by none of the models")
     with usage():
         options = ModelOptions(size=numbers(model_size, "x", int, 2), device=device.value)
-    refusal = ExperimentError(out, "another process is at work there. Wait for it, or name a new folder")
     with ExitStack() as stack, progress_bar() as progress:
 
         def begin() -> None:
-            for text in begin_experiment(out, request):
+            for text in stack.enter_context(begin_experiment(out, request)):
                 say(f"warning: {text}")
-            stack.enter_context(alone(out, refusal))
 
         yield Bench(out.resolve(), options, progress, say, begin)
 

@@ -91,7 +91,8 @@ class Task:
     @property
     def name(self) -> str:
         """Name of the file of its result."""
-        parts = [self.features_name, *(() if self.where is None else map(safe_name, self.where))]
+        protocol = [] if self.protocol == "market1501" else [safe_name(self.protocol)]
+        parts = [self.features_name, *protocol, *(() if self.where is None else map(safe_name, self.where))]
         return ".".join(parts)
 
 
@@ -195,7 +196,8 @@ def _look_at(bench: Bench, candidates: Iterable[Candidate]) -> dict[Candidate, d
 
         key = config.model, config.revision
         try:
-            check_training(config, network=key not in weights)
+            started = _started(bench, candidate, config)
+            check_training(started, bench.run(candidate), network=key not in weights)
         except EntireIdError as error:
             raise ExperimentError(bench.out, f"{candidate.name!r} cannot be trained: {error}") from error
         if key not in weights:
@@ -287,15 +289,22 @@ def open_candidate(bench: Bench, candidate: Candidate) -> Model:
     return open_model(folder, bench.options if takes_options else None)
 
 
+def _started(bench: Bench, candidate: Candidate, config: TrainConfig) -> TrainConfig:
+    """Return how a candidate is trained, with the network of the one that it goes on from, once that is there."""
+    start = None if candidate.start is None else bench.run(candidate.start).resolve() / "model"
+    if start is None or not is_trained(str(start)):
+        return config
+    return replace(config, model=str(start), revision=None)
+
+
 def _train(bench: Bench, candidate: Candidate, config: TrainConfig) -> Path:
     """Train a candidate, and before it the one that it goes on from; return the folder of its network."""
     from entire_id.experiments.training import train
 
     if candidate.start is not None and candidate.start.training is not None:
-        start = _train(bench, candidate.start, candidate.start.training)
-        config = replace(config, model=str(start.resolve()), revision=None)
+        _train(bench, candidate.start, candidate.start.training)
     bench.tell(f"training {candidate.name}")
-    return train(config, bench.run(candidate), bench.progress, bench.tell).model
+    return train(_started(bench, candidate, config), bench.run(candidate), bench.progress, bench.tell).model
 
 
 def _digest(gallery: Features) -> str:

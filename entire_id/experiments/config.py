@@ -283,8 +283,9 @@ def _read_run(out: Path) -> dict[str, Any]:
 
 def _compare(out: Path, there: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
     """Raise a TrainingError that names every setting and fact that differs."""
-    # Data sets that were moved are told by their content; how many workers read them changes no batch.
-    names = [field.name for field in fields(TrainConfig) if field.name not in {"datasets", "num_workers"}]
+    # What was moved is told by its content, a model by its weights; how many workers read changes no batch.
+    others = {"datasets", "num_workers", "model", "revision"}
+    names = [field.name for field in fields(TrainConfig) if field.name not in others]
     differing = [
         f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
         for old, new, keys in (

@@ -76,7 +76,7 @@ def find_candidates(
             for sets in trained_on
         ]
     )
-    return (*found, *(Candidate(_model_name(model), model=model) for model in models))
+    return (*found, *(Candidate(_model_name(model), model=model) for model in dict.fromkeys(models)))
 
 
 def _model_name(model: str) -> str:
@@ -102,7 +102,7 @@ def compare_networks(
     bench: Bench, base: TrainConfig, networks: Sequence[str], tests: Sequence[DataSet], protocol: str = "market1501"
 ) -> Outcome:
     """Return what `cross_domain` does, of several networks that are trained in the same way. Raises as it does."""
-    candidates = [Candidate(_model_name(network), replace(base, model=network)) for network in networks]
+    candidates = [Candidate(_model_name(network), replace(base, model=network)) for network in dict.fromkeys(networks)]
     return _matrix(bench, "Architectures", "network", candidates, _tasks(tests, protocol))
 
 

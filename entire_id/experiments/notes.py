@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from entire_id.experiments.bench import Candidate
 from entire_id.experiments.results import DataSet
+from entire_id.loading.files import open_files
+from entire_id.loading.index import fetch_manifest
 from entire_id.loading.models import is_trained
 from entire_id.records import PART_OF_SPLIT
 
@@ -23,9 +25,9 @@ def training_notes(candidates: Iterable[Candidate]) -> list[str]:
 
 def own_notes(candidates: Iterable[Candidate], tests: Sequence[DataSet]) -> list[str]:
     """Return what is to be said of candidates that were trained on a data set that they are tested on."""
-    places = {test.path for test in tests}
+    contents = {test.content_sha256 for test in tests}
     trainings = [(one.name, one.training) for one in candidates if one.training is not None]
-    own = [(name, one.split.split("+")) for name, one in trainings if not places.isdisjoint(one.datasets)]
+    own = [(name, one.split.split("+")) for name, one in trainings if contents & _contents(one.datasets)]
     asked = PART_OF_SPLIT["query"]
     known = sorted({name for name, splits in own if any(PART_OF_SPLIT.get(split.strip()) == asked for split in splits)})
     notes = []
@@ -37,3 +39,7 @@ def own_notes(candidates: Iterable[Candidate], tests: Sequence[DataSet]) -> list
             "score of re-identification."
         )
     return notes
+
+
+def _contents(places: Iterable[str]) -> set[str]:
+    return {fetch_manifest(open_files(place)).content_sha256 for place in places}

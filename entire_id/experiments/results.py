@@ -16,7 +16,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +34,7 @@ from entire_id.evaluation.scores import Scores
 from entire_id.loading.files import Files, open_files
 from entire_id.loading.index import fetch_manifest
 from entire_id.records import CAMERAS_FILE
-from entire_id.staging import rewrite
+from entire_id.staging import alone, rewrite
 
 __all__ = [
     "DataSet",
@@ -98,7 +99,7 @@ def find_datasets(places: Iterable[str]) -> dict[str, DataSet]:
     found = {}
     for place in places:
         files = open_files(place)
-        path = str(Path(place).expanduser().resolve()) if files.is_local else files.name
+        path = str(Path(files.name).expanduser().resolve()) if files.is_local else files.name
         if path not in sets:
             manifest = fetch_manifest(files)
             name = _unique(Path(path).name if files.is_local else manifest.name, [one.name for one in sets.values()])
@@ -155,34 +156,41 @@ class Request:
     def stated(self) -> dict[str, Any]:
         """Return it in plain values."""
         sets = {role: [one.facts() for one in of] for role, of in self.datasets.items()}
-        return dict(json.loads(json.dumps(asdict(self) | {"datasets": sets})))
+        contents = {one.name: one.content_sha256 for of in self.datasets.values() for one in of}
+        return dict(json.loads(json.dumps(asdict(self) | {"datasets": sets, "contents": contents})))
 
 
-def begin_experiment(out: Path, request: Request) -> list[str]:
-    """Write to the folder `out` what is about to be done, and return what is to be said.
+@contextmanager
+def begin_experiment(out: Path, request: Request) -> Iterator[list[str]]:
+    """Write to the folder `out` what is about to be done; give what is to be said, and the folder to nobody else.
 
     One that was begun there goes on, also with more to do: every result says what it was made of, so that what holds is
     taken over. How networks are trained, what they begin with, and the content of a data set must be the same.
 
     Raises:
         OutputExistsError: `out` holds something else than an experiment, lies in a data set, or cannot be made.
-        ExperimentError: it holds another one.
+        ExperimentError: it holds another one, or another process is at work there.
     """
     target = out.expanduser().resolve()
     for one in (one for of in request.datasets.values() for one in of):
         if target.is_relative_to(one.path):
             raise OutputExistsError(out, f"it lies in the data set {one.name!r}, and would damage it")
-    stated, versions = request.stated(), _versions()
-    file = out / _EXPERIMENT_FILE
+    _make_folder(out)
+    with alone(out, ExperimentError(out, "another process is at work there. Wait for it, or name a new folder")):
+        yield _claim(out, request.stated())
+
+
+def _claim(out: Path, stated: dict[str, Any]) -> list[str]:
+    file, versions = out / _EXPERIMENT_FILE, _versions()
     if not file.is_file():
-        _make_folder(out)
         write_json(file, stated | {"packages": [versions]})
         return []
     there = _read_experiment(out)
     if differing := _differing(there, stated):
         advice = "Give the same to go on with it, or a new folder"
         raise ExperimentError(out, f"it holds another experiment: {'; '.join(differing)}. {advice}")
-    kept = {"training": stated["training"] or there["training"], "weights": there["weights"] | stated["weights"]}
+    kept = {name: there[name] | stated[name] for name in ("weights", "contents")}
+    kept["training"] = stated["training"] or there["training"]
     packages = there["packages"]
     told = [
         f"{name} is {versions.get(name)} by now, and was {old} when this began"
@@ -194,8 +202,10 @@ def begin_experiment(out: Path, request: Request) -> list[str]:
 
 
 def _make_folder(out: Path) -> None:
-    partial = f"{_EXPERIMENT_FILE}.partial"  # of a run that was killed just then
-    if out.exists() and (not out.is_dir() or any(path.name != partial for path in out.iterdir())):
+    ours = {".lock", f"{_EXPERIMENT_FILE}.partial"}  # of a run that was killed just then
+    if (out / _EXPERIMENT_FILE).is_file():
+        return
+    if out.exists() and (not out.is_dir() or any(path.name not in ours for path in out.iterdir())):
         raise OutputExistsError(out, "it holds something else than an experiment")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -208,21 +218,16 @@ def _differing(there: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]
     pairs = [("experiment", there["experiment"], stated["experiment"])]
     if there["training"] and stated["training"]:
         pairs += [(name, there["training"].get(name), value) for name, value in stated["training"].items()]
-    pairs += [
-        (f"weights of {name}", there["weights"].get(name, value), value) for name, value in stated["weights"].items()
-    ]
-    old, new = (
-        {one["name"]: one["content_sha256"] for of in sets["datasets"].values() for one in of}
-        for sets in (there, stated)
-    )
-    pairs += [(f"content of {name}", old.get(name, value), value) for name, value in new.items()]
+    for what in ("weights", "contents"):
+        old = there[what]
+        pairs += [(f"{what} of {name}", old.get(name, value), value) for name, value in stated[what].items()]
     return [f"{name} {before!r} there, {now!r} now" for name, before, now in pairs if before != now]
 
 
 def _read_experiment(out: Path) -> dict[str, Any]:
     try:
         there = json.loads((out / _EXPERIMENT_FILE).read_bytes())
-        if {field.name for field in fields(Request)} | {"packages"} == there.keys():
+        if {field.name for field in fields(Request)} | {"packages", "contents"} == there.keys():
             return dict(there)
     except (OSError, ValueError, AttributeError) as error:
         raise OutputExistsError(out, f"its {_EXPERIMENT_FILE} is not that of an experiment") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
@@ -142,14 +143,15 @@ def train(
             return training.run(writer_of, progress, tell)
 
 
-def check_training(config: TrainConfig, *, network: bool = True) -> None:
-    """Raise what `train` would raise for the packages, weights, data sets, batches and the network; write nothing.
+def check_training(config: TrainConfig, out: str | Path | None = None, *, network: bool = True) -> None:
+    """Raise what `train` would raise for the packages, folder, weights, data sets, batches and network; write nothing.
 
-    Of a data set that was looked at before, only the manifest is read again. What depends on the folder, on the crops'
-    pixels, the GPU or the number of processes is not looked at. Afterwards torch's generators are as they were.
+    Of a data set that was looked at before, only the manifest is read again. What depends on the crops' pixels, the GPU
+    or the number of processes is not looked at. Afterwards torch's generators are as they were.
 
     Args:
         config: all settings.
+        out: folder of the run, where that is looked at, too.
         network: make the network, too, on the CPU: what takes longest with large ones.
 
     Raises:
@@ -157,6 +159,8 @@ def check_training(config: TrainConfig, *, network: bool = True) -> None:
     """
     _packages()
     start = _find_start(config)
+    if out is not None:
+        find_run(Path(out), config, start.facts)
     side_values: tuple[int | str, ...] = ()
     if config.stream:
         num_people = len(_open_stream(config, start.where[0]).label_map)
@@ -233,8 +237,9 @@ def _find_start(config: TrainConfig) -> _Start:
 
 def _find_done(config: TrainConfig, out: Path) -> TrainReport | None:
     """Return what a run did that is complete; None if steps are left, or its network is not there as a whole."""
-    model = out / _MODEL
-    if read_step(out / _CHECKPOINT) < config.steps:
+    model, checkpoint = out / _MODEL, out / _CHECKPOINT
+    # A checkpoint takes much room, and may be removed in the end: then the log tells.
+    if (read_step(checkpoint) if checkpoint.exists() else _last_step(out / _METRICS)) < config.steps:
         return None
     if not is_trained(str(model)) or not any(model.glob("*.safetensors")):
         return None
@@ -269,6 +274,7 @@ class _Source:
     def __init__(self, start: _Start, device: torch.device) -> None:
         config, self._device, self.waited_s = start.config, device, 0.0
         options: dict[str, Any] = {"num_workers": config.num_workers, "persistent_workers": config.num_workers > 0}
+        options["worker_init_fn"] = _leave_interrupts
         options["pin_memory"] = device.type == "cuda"
         self.side_values: tuple[int | str, ...] = ()
         self._side: npt.NDArray[np.int64] | None = None  # of each row, its place in side_values
@@ -326,6 +332,11 @@ def _sides(config: TrainConfig, index: ShardIndex) -> tuple[tuple[int | str, ...
         numbers, rows = np.unique(index.continents, return_inverse=True)
         return tuple(index.continent_names[number] for number in numbers.tolist()), rows
     return (), None
+
+
+def _leave_interrupts(_: int) -> None:
+    """Leave Ctrl-C to the process that trains: a worker that it hits while it holds a lock makes all wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -541,6 +552,15 @@ class _Log:
 
     def close(self) -> None:
         self._events.close()
+
+
+def _last_step(path: Path) -> int:
+    """Return the step of the last whole line of a log, 0 where there is none."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    try:
+        return int(json.loads(lines[-1])["step"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _lines_until(text: bytes, step: int) -> bytes:

@@ -172,13 +172,13 @@ def test_scores_that_are_lost_are_made_from_features(crossed: Path, tmp_path: Pa
 
 
 def test_another_experiment_in_the_folder_is_refused_by_what_differs(home: Path, crossed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="another experiment: steps 2 there, 3 now. Give the same"):
+    with pytest.raises(ExperimentError, match="other settings: steps 2 there, 3 now. Give the same"):
         run("cross-domain", crossed, *CROSS, "--steps", "3")
     with pytest.raises(ExperimentError, match="experiment 'cross-domain' there, 'groups' now"):
         run("groups", crossed, "--model", "colour", "--test", "one")
     draw_sample(tmp_path / "crops", SampleConfig(**SAMPLE, seed=7))
     other = pack_folder(tmp_path / "crops", tmp_path / "one")
-    with pytest.raises(ExperimentError, match="content of one '[0-9a-f]+' there"):
+    with pytest.raises(ExperimentError, match="contents of one '[0-9a-f]+' there"):
         run("cross-domain", crossed, "--model", "colour", "--test", str(other))
     (tmp_path / "mine").write_text("")
     with pytest.raises(OutputExistsError):
@@ -186,7 +186,7 @@ def test_another_experiment_in_the_folder_is_refused_by_what_differs(home: Path,
     with pytest.raises(OutputExistsError, match="it lies in the data set 'one'"):
         run("cross-domain", home / "one" / "out", *CROSS)
     with pytest.raises(OutputExistsError, match="cannot be made"):
-        run("cross-domain", tmp_path / "mine" / "out", *CROSS)
+        run("cross-domain", tmp_path / "mine" / "out", "--model", "colour", "--test", "one")
 
 
 def test_more_may_be_asked_in_the_same_folder(crossed: Path, tmp_path: Path) -> None:
@@ -194,7 +194,8 @@ def test_more_may_be_asked_in_the_same_folder(crossed: Path, tmp_path: Path) -> 
     run("cross-domain", out, "--train", "one", "--test", "one", *TOY)
     times = {path: path.stat().st_mtime_ns for path in [*out.glob("scores/*/*"), *out.glob("runs/*/model/*")]}
     assert times
-    run("cross-domain", out, *CROSS)
+    (out / "runs" / "one" / "checkpoint.safetensors").unlink()  # it takes much room
+    run("cross-domain", out, *CROSS, "--model", "colour", "colour")
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert outputs(out) == outputs(crossed)
 
@@ -357,6 +358,7 @@ def test_wrong_usage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "people_share" in told("size", "--train", "one", "--test", "one", "--set", "stream=true", *TOY[2:6])
     assert "--pair" in told("blur", "--model", "colour")
     assert "--retrain" in told("blur", "--test", "one", "--retrain")
+    assert "heeded by none" in told("cross-domain", "--model", "colour", "--test", "one", "--model-size", "8x8")
     assert "takes two data sets" in told("blur", "--pair", "one", "./one", "--model", "colour")
     assert not (tmp_path / "out").exists()
 
@@ -408,7 +410,7 @@ def test_other_weights_of_the_same_name_are_another_experiment(crossed: Path, tm
     run("cross-domain", tmp_path / "out", *options)
     shutil.rmtree(tmp_path / "start")
     shutil.copytree(crossed / "runs" / "two" / "model", tmp_path / "start")
-    with pytest.raises(ExperimentError, match="weights of .*start .* there, .* now"):
+    with pytest.raises(ExperimentError, match="weights .*/start@sha256.* there, .*/start@sha256.* now"):
         run("cross-domain", tmp_path / "out", *options)
 
 
@@ -447,8 +449,10 @@ def test_two_processes_do_not_share_a_folder(crossed: Path, tmp_path: Path) -> N
     command = [sys.executable, "-c", WORKS, str(out / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "works\n"
+        stated = (out / "experiment.json").read_bytes()
         with pytest.raises(ExperimentError, match="another process is at work there"):
-            run("cross-domain", out, *CROSS)
+            run("cross-domain", out, "--model", "colour", "--test", "one")
+        assert (out / "experiment.json").read_bytes() == stated
         other.stdin.close()
     run("cross-domain", out, *CROSS)
 
@@ -479,6 +483,12 @@ def test_inside_one_camera_three_models_meet_the_same_queries_twice_alike(home: 
     assert stated["settings"]["only_cameras"] == [int(camera)]
     assert stated["settings"]["steps"] == 1
     assert stated["weights"].startswith("across-cameras/model@sha256:")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "scores")
+    run("intra-camera", tmp_path / "moved", *options)
+    assert outputs(tmp_path / "moved") == outputs(tmp_path / "again")
+    with pytest.raises(ExperimentError, match="other settings: steps 1 there, 2 now"):
+        run("intra-camera", tmp_path / "moved", *options, "--tune-steps", "2")
 
 
 def test_cameras_with_too_few_people_are_left_out_and_named(home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -505,6 +506,19 @@ def test_train_and_val_are_trained_on_together(msmt: Path, stream: bool, tmp_pat
         assert training_crops(dataclasses.replace(config, people_share=0.3), str(msmt))["crops"] == 4 + 2
     with pytest.raises(SelectionError, match=r"Open train and query by themselves, then entire_id\.join"):
         train(dataclasses.replace(config, split="train+query"), tmp_path / "none")
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_trains(tmp_path: Path) -> None:
+    ignored: list[int] = []
+
+    def look(*_: object) -> None:
+        for child in Path("/proc/self/task").glob("*/children"):
+            for pid in child.read_text().split():
+                status = Path("/proc", pid, "status").read_text()
+                ignored.append(int(re.search(r"^SigIgn:\s*(\w+)$", status, re.M)[1], 16) >> (signal.SIGINT - 1) & 1)
+
+    train(dataclasses.replace(SMALL, num_workers=1, steps=2), tmp_path / "run", look)
+    assert 1 in ignored
 
 
 def test_a_set_without_val_gives_its_train_part_and_that_is_told(msmt: Path, tmp_path: Path) -> None:
