@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv-s3"
 # s3fs goes with the fsspec of the same date; both it and moto build on botocore.
-TOOLS = ("s3fs", "moto[server]", "pyftpdlib", "pytest", "pytest-xdist")
+TOOLS = ("s3fs", "moto[server]", "pyftpdlib", "hypothesis", "pytest", "pytest-xdist")
 TESTS = ("tests/shards/test_store.py", "tests/shards/test_engine_ray.py", "tests/test_remote.py")
 # botocore wants an older one than the rest of the project is tested with.
 LEFT_OPEN = ("python-dateutil",)
