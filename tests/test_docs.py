@@ -48,6 +48,7 @@ PAGES = [
 ]
 NEEDS = {
     "torch": ["torch"],
+    "PKStream": ["torch"],
     "plots": ["matplotlib"],
     "import cross_domain": ["matplotlib"],
     "import webdataset": ["webdataset", "torch"],
