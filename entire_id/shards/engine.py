@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections import deque
@@ -59,7 +60,11 @@ def run_tasks(work: Callable[[Task], Done], tasks: Iterable[Task], jobs: int) ->
 
 
 def _start_worker() -> None:
-    """Use one core, and end with the process that gives the work: its lock on the folder goes with it."""
+    """Use one core, and end with the process that gives the work: its lock on the folder goes with it.
+
+    Ctrl-C is left to that process: a worker that it hits while it holds a lock of the queues makes all wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pa.set_cpu_count(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
